@@ -1,0 +1,1 @@
+"""The sample bubble: a parcel company with two back offices."""

@@ -1,0 +1,90 @@
+"""Who may see a row, as PostgreSQL row-level security: the SQL text, derived from the entities.  (pure)
+
+`tidegate.migrate` runs these statements after every migration; they are idempotent. The claims of a request are
+the transaction-local setting `tidegate.viewers`, a JSON object of viewer kind → ids; unset means nobody, so a
+forgotten claim shows nothing. The facts behind each line are PostgreSQL's own: a table's owner passes policies
+by unless FORCE is set, and a setting is '' (not NULL) after a transaction that set it locally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tidegate.entity import EntityShape, Reader
+
+WORKER = "tidegate_worker"
+READER = "tidegate_reader"
+OPERATOR = "tidegate_operator"
+ROLES = (WORKER, READER, OPERATOR)
+"""Group roles without login; a deployment makes its login users members."""
+
+
+def create_role(role: str) -> str:
+    return (
+        f"DO $$ BEGIN CREATE ROLE {role} NOLOGIN NOBYPASSRLS NOSUPERUSER; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+
+
+VIEWER_IDS = """
+CREATE OR REPLACE FUNCTION tidegate.viewer_ids(kind text) RETURNS text[]
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog AS $$
+  SELECT array(SELECT jsonb_array_elements_text(nullif(current_setting('tidegate.viewers', true), '')::jsonb -> kind))
+$$"""
+"""The ids that the caller has of one kind; none without claims."""
+
+DATA_AS_OF = """
+CREATE OR REPLACE FUNCTION tidegate.data_as_of(sources text[]) RETURNS TABLE (source text, as_of timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+  SELECT wanted.source, CASE WHEN count(shard.shard_id) > 0 AND count(shard.shard_id) = count(watermark.as_of)
+                             THEN min(watermark.as_of) END
+  FROM unnest(sources) AS wanted(source)
+  LEFT JOIN tidegate.shard ON true
+  LEFT JOIN tidegate.watermark ON watermark.stream = shard.stream AND watermark.shard_id = shard.shard_id
+                              AND watermark.source = wanted.source
+  GROUP BY wanted.source
+$$"""
+"""How fresh each source is: its oldest watermark over all shards, NULL while a shard has none."""
+
+FUNCTIONS = (VIEWER_IDS, DATA_AS_OF)
+
+
+def operational_grants() -> Iterator[str]:
+    """What each role may do with the operational tables and functions."""
+    yield "REVOKE ALL ON SCHEMA tidegate FROM PUBLIC"
+    yield "REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tidegate FROM PUBLIC"
+    yield f"GRANT USAGE ON SCHEMA tidegate TO {', '.join(ROLES)}"
+    yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tidegate TO {WORKER}"
+    yield f"GRANT SELECT ON ALL TABLES IN SCHEMA tidegate TO {OPERATOR}"
+    yield f"GRANT EXECUTE ON FUNCTION tidegate.viewer_ids(text), tidegate.data_as_of(text[]) TO {', '.join(ROLES)}"
+
+
+def entity_access(shape: EntityShape) -> Iterator[str]:
+    """Row-level security of one entity's table."""
+    table = quoted(shape.table)
+    yield f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"
+    yield f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY"
+    yield f"REVOKE ALL ON {table} FROM PUBLIC, {', '.join(ROLES)}"
+    yield f"GRANT SELECT ON {table} TO {READER}, {OPERATOR}"
+    yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {WORKER}"
+    yield from _policy(table, "tidegate_worker_all", f"FOR ALL TO {WORKER} USING (true) WITH CHECK (true)")
+    yield from _policy(table, "tidegate_operator_select", f"FOR SELECT TO {OPERATOR} USING (true)")
+    visible = " OR ".join(_visible_to(reader) for reader in shape.readers)
+    yield from _policy(table, "tidegate_reader_select", f'FOR SELECT TO {READER} USING (NOT "_deleted" AND ({visible}))')
+
+
+def _policy(table: str, name: str, rule: str) -> Iterator[str]:
+    yield f"DROP POLICY IF EXISTS {name} ON {table}"
+    yield f"CREATE POLICY {name} ON {table} {rule}"
+
+
+def _visible_to(reader: Reader) -> str:
+    # The sub-select makes PostgreSQL look the claims up once per query instead of once per row.
+    ids = f"(SELECT tidegate.viewer_ids('{reader.kind}'))"
+    if not reader.fields:
+        return f"cardinality({ids}) > 0"
+    return " OR ".join(f"{quoted(name)}::text = ANY ({ids}::text[])" for name in reader.fields)
+
+
+def quoted(name: str) -> str:
+    """An SQL identifier; `tidegate.entity` admits no name that holds a quote."""
+    return f'"{name}"'

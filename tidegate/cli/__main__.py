@@ -1,0 +1,3 @@
+import sys
+from tidegate.cli import main
+sys.exit(main())

@@ -1,0 +1,130 @@
+"""Verbs about one bubble: check, schema, migrate."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+
+import msgspec
+
+from tidegate import bubble as bubbles
+from tidegate import contract, migrate
+from tidegate.bubble import Bubble, CsvDrop, Env, Source
+from tidegate.entity import EntityShape
+from tidegate.errors import Fatal
+
+Verbs = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
+
+
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    check = verbs.add_parser("check", help="validate a bubble and the environment, and say what will be done")
+    _bubble_argument(check)
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.set_defaults(run=run_check)
+
+    schema = verbs.add_parser("schema", help="print the JSON Schema of the bubble's events")
+    _bubble_argument(schema)
+    schema.set_defaults(run=run_schema)
+
+    migration = verbs.add_parser("migrate", help="bring the database to this release and this bubble")
+    _bubble_argument(migration)
+    migration.add_argument("--plan", action="store_true", help="say what would be applied, change nothing")
+    migration.add_argument("--generate", metavar="TITLE", help="write the bubble's next migration; needs no database")
+    migration.set_defaults(run=run_migrate)
+
+
+def _bubble_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bubble", metavar="MODULE", default=os.environ.get("TIDEGATE_BUBBLE"), help="import path")
+
+
+def _load(arguments: argparse.Namespace) -> Bubble:
+    if not arguments.bubble:
+        raise Fatal("no bubble named; pass --bubble package.module or set TIDEGATE_BUBBLE")
+    return bubbles.load(arguments.bubble)
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    bubble = _load(arguments)
+    missing = [env for env in bubble.environment if env.default is None and env.name not in os.environ]
+    if arguments.json:
+        answer = {
+            "bubble": bubble.name,
+            "entities": [msgspec.to_builtins(shape) for shape in bubble.shapes],
+            "sources": [_source_line(source) for source in bubble.sources],
+            "missing_environment": [env.name for env in missing],
+        }
+        print(msgspec.json.encode(answer).decode())
+    else:
+        print("\n".join(_report(bubble, missing)))
+    return 1 if missing else 0
+
+
+def _report(bubble: Bubble, missing: list[Env]) -> Iterator[str]:
+    yield f"bubble {bubble.name}: {len(bubble.entities)} entities, {len(bubble.sources)} sources"
+    for shape in bubble.shapes:
+        yield from _entity_lines(shape)
+    yield ""
+    for source in bubble.sources:
+        yield f"source {source.name}: {_source_line(source)}"
+    yield ""
+    for viewer in bubble.viewers:
+        yield f"viewer {viewer.kind}: the rest of a {viewer.claim!r} claim that starts with {viewer.prefix!r}"
+    yield ""
+    for env in bubble.environment:
+        yield f"environment {env.name}: {_environment_state(env, missing)}"
+    yield ""
+    yield "everything is in place" if not missing else f"{len(missing)} variables are missing; the poller will not start"
+
+
+def _entity_lines(shape: EntityShape) -> Iterator[str]:
+    yield f"\nentity {shape.name}: table {shape.table}, GET /v1/{shape.collection} and /v1/{shape.collection}/{{key}}"
+    version = "observation only" if shape.version is None else shape.version.name
+    yield f"  key {shape.key.name}, ordered by {version}"
+    for reader in shape.readers:
+        rows = f"rows whose {' or '.join(reader.fields)} is its id" if reader.fields else "every row"
+        yield f"  {reader.kind} sees {rows}"
+
+
+def _source_line(source: Source) -> str:
+    feed = source.feed
+    if isinstance(feed, CsvDrop):
+        what = f"newest CSV file under {feed.prefix!r}"
+    else:
+        what = f"GET {feed.path} {'for changes' if feed.changes else 'in full'}"
+    watermark = "" if source.watermark else ", says nothing of freshness"
+    return (
+        f"{what} every {source.poll_interval_s:g} s, full-key sweep every {source.sweep_interval_s:g} s, "
+        f"translation {source.translation}{watermark}"
+    )
+
+
+def _environment_state(env: Env, missing: list[Env]) -> str:
+    if env in missing:
+        return "MISSING"
+    return "set" if env.name in os.environ else f"not set, {env.default!r} is used"
+
+
+def run_schema(arguments: argparse.Namespace) -> int:
+    print(msgspec.json.format(msgspec.json.encode(contract.event_schemas(_load(arguments))), indent=2).decode())
+    return 0
+
+
+def run_migrate(arguments: argparse.Namespace) -> int:
+    bubble = _load(arguments)
+    folder = migrate.migrations_of(importlib.import_module(arguments.bubble))
+    if arguments.generate:
+        path = migrate.generate(bubble, folder, arguments.generate)
+        print("the tables are those of the last migration already" if path is None else f"wrote {path}; review it")
+        return 0
+    url = os.environ.get("TIDEGATE_DATABASE_URL")
+    if not url:
+        raise Fatal("TIDEGATE_DATABASE_URL is not set; give the address of the database as its owner")
+    steps = migrate.pending(url, bubble, folder) if arguments.plan else migrate.upgrade(url, bubble, folder)
+    for step in steps:
+        print(f"{'would apply' if arguments.plan else 'applied'} {step.history} {step.revision}: {step.title}")
+    if not steps:
+        print("nothing to apply", file=sys.stderr)
+    return 0

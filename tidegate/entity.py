@@ -1,0 +1,235 @@
+"""Entity: one typed class gives the stream contract, the table and the REST resource.  (pure)
+
+    class Parcel(Entity):
+        meta = Meta(collection="parcels", key="number", version="changed_at",
+                    readers=(Reader("customer", ("sender", "recipient")),))
+        number: str
+        sender: str
+        recipient: str
+        changed_at: datetime
+
+`describe(Parcel)` reads the class once and refuses what the table or the API could not carry, naming the
+class, the field and the remedy.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping
+from datetime import date, datetime
+from decimal import Decimal
+from enum import Enum, StrEnum
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from uuid import UUID
+
+import msgspec
+
+from tidegate.errors import BubbleError
+
+EVERYONE = "everyone"
+"""The viewer kind that every signed-in caller has."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,57}\Z")
+_COLLECTION = re.compile(r"[a-z][a-z0-9_-]{0,57}\Z")
+
+
+class Reader(msgspec.Struct, frozen=True):
+    """Who may read a row: a viewer of `kind` whose id stands in one of `fields`; no fields means every row."""
+
+    kind: str
+    fields: tuple[str, ...] = ()
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """What an entity says about itself beside its fields.
+
+    collection  the REST collection, and the table's name (dashes become underscores)
+    key         the field whose text identifies a row, unique in the back office
+    version     the field with the back office's revision (int) or modification time (datetime); None when
+                it has neither, then the order of observation decides
+    readers     who may see a row; a caller that matches none sees nothing
+    """
+
+    collection: str
+    key: str
+    version: str | None = None
+    readers: tuple[Reader, ...] = ()
+
+
+class Entity(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The base of a bubble's entities. Subclasses set `meta` and declare typed fields."""
+
+    meta: ClassVar[Meta]
+
+
+class Kind(StrEnum):
+    """The column types an entity can have; every room (table, SQL, OpenAPI) maps from these."""
+
+    TEXT = "text"
+    INTEGER = "integer"
+    FLOAT = "float"
+    BOOLEAN = "boolean"
+    DECIMAL = "decimal"
+    DATE = "date"
+    TIMESTAMP = "timestamp"
+    UUID = "uuid"
+
+
+class Field(msgspec.Struct, frozen=True):
+    """One field of an entity. `choices` is the closed list of a Literal or Enum, else empty."""
+
+    name: str
+    kind: Kind
+    nullable: bool
+    choices: tuple[str, ...] = ()
+
+
+class EntityShape(msgspec.Struct, frozen=True):
+    """An entity class as the rooms see it."""
+
+    name: str
+    table: str
+    collection: str
+    key: Field
+    version: Field | None
+    fields: tuple[Field, ...]
+    readers: tuple[Reader, ...]
+    title: str
+
+    def field(self, name: str) -> Field:
+        return next(field for field in self.fields if field.name == name)
+
+
+_KINDS: Mapping[type, Kind] = {
+    str: Kind.TEXT,
+    int: Kind.INTEGER,
+    float: Kind.FLOAT,
+    bool: Kind.BOOLEAN,
+    Decimal: Kind.DECIMAL,
+    date: Kind.DATE,
+    datetime: Kind.TIMESTAMP,
+    UUID: Kind.UUID,
+}
+_SUPPORTED = "str, int, float, bool, Decimal, date, datetime, UUID, a Literal or Enum of strings, and `| None` of each"
+
+
+def entity_name(cls: type[Entity]) -> str:
+    """`ParcelStop` → `parcel_stop`: the entity's name in events, logs and dead letters."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def describe(cls: type[Entity]) -> EntityShape:
+    """Read an entity class.
+
+    Raises:
+        BubbleError: the class has no Meta, an unusable name, an unsupported type, or a key, version or reader
+            field that does not exist or does not fit.
+    """
+    meta = getattr(cls, "meta", None)
+    if not isinstance(meta, Meta):
+        raise BubbleError(f"{cls.__name__}: it has no `meta`; add `meta = Meta(collection=…, key=…)` to the class")
+    _check_name(cls, "meta.collection", meta.collection, _COLLECTION)
+    fields = tuple(_fields(cls))
+    by_name = {field.name: field for field in fields}
+    return EntityShape(
+        name=entity_name(cls),
+        table=meta.collection.replace("-", "_"),
+        collection=meta.collection,
+        key=_key_field(cls, meta, by_name),
+        version=_version_field(cls, meta, by_name),
+        fields=fields,
+        readers=_readers(cls, meta, by_name),
+        title=(cls.__doc__ or cls.__name__).strip().splitlines()[0],
+    )
+
+
+def _fields(cls: type[Entity]) -> typing.Iterator[Field]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for name in cls.__struct_fields__:
+        _check_name(cls, f"field {name!r}", name, _NAME)
+        yield _field(cls, name, hints[name])
+
+
+def _field(cls: type[Entity], name: str, hint: Any) -> Field:
+    nullable = False
+    if get_origin(hint) in (Union, types.UnionType):
+        members = [member for member in get_args(hint) if member is not type(None)]
+        nullable = len(members) < len(get_args(hint))
+        if len(members) != 1:
+            raise _unsupported(cls, name, hint)
+        hint = members[0]
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) is Literal and all(isinstance(choice, str) for choice in get_args(hint)):
+        return Field(name, Kind.TEXT, nullable, tuple(get_args(hint)))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        if not all(isinstance(member.value, str) for member in hint):
+            raise _unsupported(cls, name, hint)
+        return Field(name, Kind.TEXT, nullable, tuple(member.value for member in hint))
+    kind = _KINDS.get(hint) if isinstance(hint, type) else None
+    if kind is None:
+        raise _unsupported(cls, name, hint)
+    return Field(name, kind, nullable)
+
+
+def _unsupported(cls: type[Entity], name: str, hint: object) -> BubbleError:
+    shown = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+    return BubbleError(
+        f"{cls.__name__}.{name}: the type {shown} has no column; use one of {_SUPPORTED}, "
+        "or split the value into fields of those types in the translator"
+    )
+
+
+def _check_name(cls: type, what: str, name: str, pattern: re.Pattern[str]) -> None:
+    if not pattern.match(name):
+        raise BubbleError(
+            f"{cls.__name__}: {what} is {name!r}; use lower-case letters, digits and underscores, starting with a letter"
+        )
+
+
+def _lookup(cls: type[Entity], role: str, name: str, by_name: Mapping[str, Field]) -> Field:
+    if name not in by_name:
+        raise BubbleError(
+            f"{cls.__name__}: {role} names the field {name!r}, which does not exist; "
+            f"its fields are {', '.join(by_name)}"
+        )
+    return by_name[name]
+
+
+def _key_field(cls: type[Entity], meta: Meta, by_name: Mapping[str, Field]) -> Field:
+    key = _lookup(cls, "meta.key", meta.key, by_name)
+    if key.nullable or key.kind not in (Kind.TEXT, Kind.INTEGER, Kind.UUID):
+        raise BubbleError(
+            f"{cls.__name__}.{key.name}: a key must be str, int or UUID and never None; "
+            "join several key columns into one text in the translator"
+        )
+    return key
+
+
+def _version_field(cls: type[Entity], meta: Meta, by_name: Mapping[str, Field]) -> Field | None:
+    if meta.version is None:
+        return None
+    version = _lookup(cls, "meta.version", meta.version, by_name)
+    if version.nullable or version.kind not in (Kind.INTEGER, Kind.TIMESTAMP):
+        raise BubbleError(
+            f"{cls.__name__}.{version.name}: a version must be int (a revision) or datetime (a modification time) and "
+            "never None; leave meta.version out when the back office has neither"
+        )
+    return version
+
+
+def _readers(cls: type[Entity], meta: Meta, by_name: Mapping[str, Field]) -> tuple[Reader, ...]:
+    if not meta.readers:
+        raise BubbleError(
+            f"{cls.__name__}: meta.readers is empty, so nobody could read it; name who may, "
+            f'for example Reader("{EVERYONE}") for every signed-in caller'
+        )
+    for reader in meta.readers:
+        _check_name(cls, "a reader's kind", reader.kind, _NAME)
+        for name in reader.fields:
+            field = _lookup(cls, f"Reader({reader.kind!r})", name, by_name)
+            if field.kind not in (Kind.TEXT, Kind.INTEGER, Kind.UUID):
+                raise BubbleError(f"{cls.__name__}.{name}: a reader's field must be str, int or UUID")
+    return meta.readers

@@ -1,0 +1,132 @@
+"""SQLAlchemy Core tables: one for each entity, derived from its class, and the operational ones.
+
+The worker writes them, alembic migrates them, the operator reads them. The API does not import this module
+(cold start); it makes its SELECTs from the same `EntityShape`.
+
+Columns that are tidegate's own start with an underscore, which no entity field can. Content columns are nullable
+because a tombstone may arrive before any content; a CHECK holds live rows to the entity's own rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.types import TypeEngine
+
+from tidegate.entity import EntityShape, Field, Kind
+
+SCHEMA = "tidegate"
+"""The database schema of the operational tables and functions. Entity tables are in the default schema."""
+
+VERSION_COLUMNS = ("_generation", "_source_version", "_epoch", "_read", "_translation")
+"""The parts of `tidegate.event.Version`, in its order."""
+
+
+def column_type(field: Field) -> TypeEngine[Any]:
+    types: dict[Kind, TypeEngine[Any]] = {
+        Kind.TEXT: sa.Text(),
+        Kind.INTEGER: sa.BigInteger(),
+        Kind.FLOAT: sa.Double(),
+        Kind.BOOLEAN: sa.Boolean(),
+        Kind.DECIMAL: sa.Numeric(),
+        Kind.DATE: sa.Date(),
+        Kind.TIMESTAMP: sa.DateTime(timezone=True),
+        Kind.UUID: sa.Uuid(),
+    }
+    return types[field.kind]
+
+
+def entity_table(shape: EntityShape, metadata: sa.MetaData) -> sa.Table:
+    """The typed table of one entity: its fields, its version, and what became of it."""
+    content: list[sa.Column[Any]] = [
+        # Keys come from the back office; without False an integer key would become a serial.
+        sa.Column(field.name, column_type(field), primary_key=True, autoincrement=False)
+        if field == shape.key
+        else sa.Column(field.name, column_type(field))
+        for field in shape.fields
+    ]
+    own: list[sa.Column[Any]] = [
+        *(sa.Column(name, sa.BigInteger(), nullable=False) for name in VERSION_COLUMNS),
+        sa.Column("_deleted", sa.Boolean(), nullable=False),
+        sa.Column("_event_id", sa.Text(), nullable=False),
+        sa.Column("_occurred_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("_projected_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    ]
+    required = [field.name for field in shape.fields if not field.nullable and field != shape.key]
+    complete = " AND ".join(f'"{name}" IS NOT NULL' for name in required) or "true"
+    return sa.Table(
+        shape.table,
+        metadata,
+        *content,
+        *own,
+        sa.CheckConstraint(f'"_deleted" OR ({complete})', name=f"{shape.table}_complete"),
+        *_reader_indexes(shape),
+    )
+
+
+def _reader_indexes(shape: EntityShape) -> Iterable[sa.Index]:
+    """Row-level security looks rows up by these fields on every read."""
+    fields = sorted({name for reader in shape.readers for name in reader.fields if name != shape.key.name})
+    return [sa.Index(f"{shape.table}_{name}_key", name, shape.key.name) for name in fields]
+
+
+def entity_metadata(shapes: Iterable[EntityShape]) -> sa.MetaData:
+    metadata = sa.MetaData()
+    for shape in shapes:
+        entity_table(shape, metadata)
+    return metadata
+
+
+operational = sa.MetaData(schema=SCHEMA)
+
+shard = sa.Table(
+    "shard",
+    operational,
+    sa.Column("stream", sa.Text(), primary_key=True),
+    sa.Column("shard_id", sa.Text(), primary_key=True),
+    # Sequence numbers have 56 digits; NUMERIC compares them, NULL is "nothing read yet".
+    sa.Column("sequence_number", sa.Numeric(), nullable=True),
+    sa.Column("sub_sequence", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("lease_counter", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("committed_at", sa.DateTime(timezone=True), nullable=True),
+    comment="Shards that are read or wait to be: the position committed with the rows, and the lease counter as fence.",
+)
+
+watermark = sa.Table(
+    "watermark",
+    operational,
+    sa.Column("stream", sa.Text(), primary_key=True),
+    sa.Column("shard_id", sa.Text(), primary_key=True),
+    sa.Column("source", sa.Text(), primary_key=True),
+    sa.Column("as_of", sa.DateTime(timezone=True), nullable=False),
+    sa.ForeignKeyConstraint(
+        ["stream", "shard_id"], [f"{SCHEMA}.shard.stream", f"{SCHEMA}.shard.shard_id"], ondelete="CASCADE"
+    ),
+    comment="Everything of the source that changed before as_of and belongs to this shard is projected.",
+)
+
+dead_letter = sa.Table(
+    "dead_letter",
+    operational,
+    sa.Column("id", sa.BigInteger(), sa.Identity(), primary_key=True),
+    sa.Column("stream", sa.Text(), nullable=False),
+    sa.Column("shard_id", sa.Text(), nullable=False),
+    sa.Column("sequence_number", sa.Numeric(), nullable=False),
+    sa.Column("sub_sequence", sa.BigInteger(), nullable=False),
+    sa.Column("stage", sa.Text(), nullable=False),
+    sa.Column("reason", sa.Text(), nullable=False),
+    sa.Column("message", sa.Text(), nullable=False),
+    sa.Column("entity", sa.Text(), nullable=True),
+    sa.Column("key", sa.Text(), nullable=True),
+    sa.Column("source", sa.Text(), nullable=True),
+    sa.Column("event_id", sa.Text(), nullable=True),
+    # Bytes, because text and jsonb refuse NUL.
+    sa.Column("payload", sa.LargeBinary(), nullable=False),
+    sa.Column("attempts", sa.BigInteger(), nullable=False, server_default="1"),
+    sa.Column("first_seen_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("last_seen_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.UniqueConstraint("stream", "shard_id", "sequence_number", "sub_sequence", name="dead_letter_position_key"),
+    comment="Records that could not be handled, whole, with the reason.",
+)
