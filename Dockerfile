@@ -1,0 +1,28 @@
+# One image for every service: `docker run IMAGE worker`, `… poller`, `… tidegate.cli migrate`.
+# The base is pinned by digest where it is built: --build-arg BASE=python:3.13-slim@sha256:…
+ARG BASE=python:3.13-slim
+
+FROM ${BASE} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /src
+RUN python -m venv /opt/tidegate
+COPY requirements/run.txt requirements/run.txt
+RUN /opt/tidegate/bin/pip install --require-hashes --only-binary :all: -r requirements/run.txt
+# The services only: neither the embedded stack nor the examples are in the image.
+COPY tidegate /opt/app/tidegate
+COPY worker /opt/app/worker
+COPY poller /opt/app/poller
+COPY api /opt/app/api
+RUN /opt/tidegate/bin/python -m compileall -q /opt/app
+
+FROM ${BASE}
+COPY --from=build /opt/tidegate /opt/tidegate
+COPY --from=build /opt/app /opt/app
+# The user's bubble is a layer on top: FROM this image, COPY the package to /opt/bubble.
+ENV PATH=/opt/tidegate/bin:$PATH PYTHONPATH=/opt/app:/opt/bubble PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# Everything is owned by root and nothing is written, so the root file system can be mounted read-only.
+WORKDIR /tmp
+USER 10001:10001
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["python", "-m"]
+CMD ["worker"]
