@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tidegate import __version__
 from tidegate.cli import bubbles, demo, project
@@ -32,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     # A bubble lives in the folder one stands in; a console script, unlike `python -m`, does not search there.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
         code: int = arguments.run(arguments)
     except TidegateError as error:

@@ -76,7 +76,9 @@ def _report(bubble: Bubble, missing: list[Env]) -> Iterator[str]:
     for env in bubble.environment:
         yield f"environment {env.name}: {_environment_state(env, missing)}"
     yield ""
-    yield "everything is in place" if not missing else f"{len(missing)} variables are missing; the poller will not start"
+    yield (
+        "everything is in place" if not missing else f"{len(missing)} variables are missing; the poller will not start"
+    )
 
 
 def _entity_lines(shape: EntityShape) -> Iterator[str]:

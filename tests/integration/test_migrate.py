@@ -1,0 +1,103 @@
+"""Migrations on a real PostgreSQL: generated, planned, applied, checked, and row-level security set after them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from local.postgres import Postgres
+from tidegate import access, bubble, migrate
+from tidegate.bubble import Bubble
+from tidegate.entity import EVERYONE, Entity, Meta, Reader
+from tidegate.errors import Fatal
+
+
+class Thing(Entity):
+    meta = Meta(collection="things", key="number", readers=(Reader(EVERYONE),))
+    number: int
+    order: str
+
+
+@pytest.fixture
+async def postgres(tmp_path: Path) -> AsyncIterator[Postgres]:
+    async with Postgres(tmp_path / "postgres") as server:
+        yield server
+
+
+async def upgrade(server: Postgres, wanted: Bubble, folder: Path) -> list[migrate.Step]:
+    return await asyncio.to_thread(migrate.upgrade, server.dsn, wanted, folder)
+
+
+async def test_the_sample_bubble_is_planned_applied_and_then_there_is_nothing_to_do(postgres: Postgres) -> None:
+    parcels = bubble.load("examples.parcels.bubble")
+    folder = Path("examples/parcels/migrations")
+    planned = await asyncio.to_thread(migrate.pending, postgres.dsn, parcels, folder)
+    assert [(step.history, step.revision) for step in planned] == [("tidegate", "0001"), ("parcels", "0001")]
+    assert await upgrade(postgres, parcels, folder) == planned
+    assert await upgrade(postgres, parcels, folder) == []
+
+
+async def test_every_entity_table_has_forced_policies_and_the_reader_is_weak(postgres: Postgres) -> None:
+    parcels = bubble.load("examples.parcels.bubble")
+    await upgrade(postgres, parcels, Path("examples/parcels/migrations"))
+    connection = await asyncpg.connect(postgres.dsn)
+    try:
+        tables = await connection.fetch(
+            "SELECT relname, relrowsecurity AND relforcerowsecurity AS forced FROM pg_class "
+            "WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+        )
+        assert {row["relname"]: row["forced"] for row in tables} == dict.fromkeys(
+            ("parcels", "offices", "customers"), True
+        )
+        role = await connection.fetchrow(
+            "SELECT rolsuper, rolbypassrls, rolcanlogin FROM pg_roles WHERE rolname = $1", access.READER
+        )
+        assert tuple(role) == (False, False, False)
+        for table in ("shard", "watermark", "dead_letter", "alembic_version", "bubble_version"):
+            granted = "SELECT has_table_privilege($1, 'tidegate.' || $2, 'SELECT')"
+            assert await connection.fetchval(granted, access.READER, table) is False
+    finally:
+        await connection.close()
+
+
+async def test_a_tombstone_needs_no_content_and_a_live_row_needs_all(postgres: Postgres, tmp_path: Path) -> None:
+    things = Bubble(name="things", entities=(Thing,), sources=())
+    migrate.generate(things, tmp_path / "migrations", "first tables")
+    await upgrade(postgres, things, tmp_path / "migrations")
+    insert = (
+        'INSERT INTO things (number, "order", _generation, _source_version, _epoch, _read, _translation, _deleted, '
+        "_event_id, _occurred_at) VALUES ($1, $2, 0, 0, 0, 0, 1, $3, 'e', now())"
+    )
+    connection = await asyncpg.connect(postgres.dsn)
+    try:
+        await connection.execute(insert, 1, None, True)
+        await connection.execute(insert, 2, "second", False)
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute(insert, 3, None, False)
+    finally:
+        await connection.close()
+
+
+async def test_an_entity_without_its_migration_is_refused(postgres: Postgres, tmp_path: Path) -> None:
+    things = Bubble(name="things", entities=(Thing,), sources=())
+    with pytest.raises(Fatal, match=r"do not lead to the tables of the bubble 'things'.*tidegate migrate --generate"):
+        await upgrade(postgres, things, tmp_path / "migrations")
+
+
+def test_what_is_up_to_date_generates_nothing(tmp_path: Path) -> None:
+    things = Bubble(name="things", entities=(Thing,), sources=())
+    folder = tmp_path / "migrations"
+    path = migrate.generate(things, folder, "first tables")
+    assert path == folder / "0001_first_tables.py"
+    assert migrate.generate(things, folder, "again") is None
+
+
+def test_an_unreachable_database_is_one_clear_text_without_the_password(tmp_path: Path) -> None:
+    things = Bubble(name="things", entities=(Thing,), sources=())
+    with pytest.raises(Fatal, match=r"cannot connect to .*127\.0\.0\.1:1/") as caught:
+        migrate.upgrade("postgresql://owner:geheim@127.0.0.1:1/db", things, tmp_path)
+    assert "geheim" not in str(caught.value)
