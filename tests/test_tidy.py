@@ -28,7 +28,11 @@ BANNED_MARKS = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")
 
 def tracked() -> list[Path]:
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "--", *ROOMS], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files", "-co", "--exclude-standard", "--", *ROOMS],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.split()
     return [ROOT / name for name in listed if name.endswith(".py") and (ROOT / name).exists()]
 

@@ -72,7 +72,10 @@ def test_the_environment_is_named_once_and_secrets_are_marked() -> None:
             Bubble(name="b", entities=(Thing,), sources=(rest_source(poll_interval_s=0.0),)),
             r"source 'things': poll_interval_s is 0.0; it must be more than 0",
         ),
-        (Bubble(name="b", entities=(Thing,), sources=(rest_source(translation=0),)), r"translation is 0; it starts at 1"),
+        (
+            Bubble(name="b", entities=(Thing,), sources=(rest_source(translation=0),)),
+            r"translation is 0; it starts at 1",
+        ),
     ],
 )
 def test_a_wrong_bubble_is_refused(bubble: Bubble, text: str) -> None:

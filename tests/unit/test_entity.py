@@ -73,9 +73,15 @@ def test_a_class_without_meta_is_refused() -> None:
         (Meta(collection="things", key="nr", readers=ALL), r"Thing: meta.key names the field 'nr'.*number, seen"),
         (Meta(collection="things", key="note", readers=ALL), r"Thing.note: a key must be str, int or UUID"),
         (Meta(collection="things", key="number", version="at", readers=ALL), r"meta.version names the field 'at'"),
-        (Meta(collection="things", key="number", version="number", readers=ALL), r"Thing.number: a version must be int"),
+        (
+            Meta(collection="things", key="number", version="number", readers=ALL),
+            r"Thing.number: a version must be int",
+        ),
         (Meta(collection="things", key="number"), r"Thing: meta.readers is empty, so nobody could read it; name who"),
-        (Meta(collection="things", key="number", readers=(Reader("me", ("x",)),)), r"Reader\('me'\) names the field 'x'"),
+        (
+            Meta(collection="things", key="number", readers=(Reader("me", ("x",)),)),
+            r"Reader\('me'\) names the field 'x'",
+        ),
         (Meta(collection="things", key="number", readers=(Reader("me", ("seen",)),)), r"Thing.seen: a reader's field"),
         (Meta(collection="The Things", key="number", readers=ALL), r"meta.collection is 'The Things'; use lower-case"),
     ],

@@ -11,17 +11,23 @@ from collections.abc import Iterator
 import msgspec
 
 from tidegate import bubble as bubbles
-from tidegate import contract, migrate
+from tidegate import contract, migrate, settings
 from tidegate.bubble import Bubble, CsvDrop, Env, Source
 from tidegate.entity import EntityShape
 from tidegate.errors import Fatal
+from tidegate.settings import Variable
 
 Verbs = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
+
+_PROGRAMS = {"poller": ("poller.settings", "PollerSettings"), "worker": ("worker.settings", "WorkerSettings")}
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     check = verbs.add_parser("check", help="validate a bubble and the environment, and say what will be done")
     _bubble_argument(check)
+    check.add_argument(
+        "--program", choices=tuple(_PROGRAMS), help="check the settings of this program too, and list them"
+    )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=run_check)
 
@@ -49,17 +55,45 @@ def _load(arguments: argparse.Namespace) -> Bubble:
 def run_check(arguments: argparse.Namespace) -> int:
     bubble = _load(arguments)
     missing = [env for env in bubble.environment if env.default is None and env.name not in os.environ]
+    variables, faults = _program_settings(arguments.program)
     if arguments.json:
         answer = {
             "bubble": bubble.name,
             "entities": [msgspec.to_builtins(shape) for shape in bubble.shapes],
-            "sources": [_source_line(source) for source in bubble.sources],
+            "sources": {source.name: _source_line(source) for source in bubble.sources},
             "missing_environment": [env.name for env in missing],
+            "settings": [msgspec.to_builtins(variable) for variable in variables],
+            "settings_faults": faults,
         }
         print(msgspec.json.encode(answer).decode())
     else:
         print("\n".join(_report(bubble, missing)))
-    return 1 if missing else 0
+        print("\n".join(_settings_lines(variables, faults)))
+    return 1 if missing or faults else 0
+
+
+def _program_settings(program: str | None) -> tuple[list[Variable], str]:
+    """The variables of one program, and what is wrong with them here ("" for nothing)."""
+    if program is None:
+        return [], ""
+    # By name, because the kernel imports none of the programs.
+    module, name = _PROGRAMS[program]
+    cls: type[msgspec.Struct] = getattr(importlib.import_module(module), name)
+    try:
+        settings.read(cls, os.environ)
+    except Fatal as fault:
+        return settings.describe(cls), str(fault)
+    return settings.describe(cls), ""
+
+
+def _settings_lines(variables: list[Variable], faults: str) -> Iterator[str]:
+    for variable in variables:
+        state = (
+            "set" if os.environ.get(variable.name) else "MISSING" if variable.required else variable.default or "unset"
+        )
+        yield f"{variable.name} ({variable.kind}): {state} - {variable.help}"
+    if faults:
+        yield f"\n{faults}"
 
 
 def _report(bubble: Bubble, missing: list[Env]) -> Iterator[str]:
@@ -110,7 +144,7 @@ def _environment_state(env: Env, missing: list[Env]) -> str:
 
 
 def run_schema(arguments: argparse.Namespace) -> int:
-    print(msgspec.json.format(msgspec.json.encode(contract.event_schemas(_load(arguments))), indent=2).decode())
+    print(msgspec.json.format(msgspec.json.encode(contract.event_contract(_load(arguments))), indent=2).decode())
     return 0
 
 
