@@ -20,9 +20,7 @@ ROLES = (WORKER, READER, OPERATOR)
 
 
 def create_role(role: str) -> str:
-    return (
-        f"DO $$ BEGIN CREATE ROLE {role} NOLOGIN NOBYPASSRLS NOSUPERUSER; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
-    )
+    return f"DO $$ BEGIN CREATE ROLE {role} NOLOGIN NOBYPASSRLS NOSUPERUSER; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
 
 
 VIEWER_IDS = """
@@ -69,7 +67,9 @@ def entity_access(shape: EntityShape) -> Iterator[str]:
     yield from _policy(table, "tidegate_worker_all", f"FOR ALL TO {WORKER} USING (true) WITH CHECK (true)")
     yield from _policy(table, "tidegate_operator_select", f"FOR SELECT TO {OPERATOR} USING (true)")
     visible = " OR ".join(_visible_to(reader) for reader in shape.readers)
-    yield from _policy(table, "tidegate_reader_select", f'FOR SELECT TO {READER} USING (NOT "_deleted" AND ({visible}))')
+    yield from _policy(
+        table, "tidegate_reader_select", f'FOR SELECT TO {READER} USING (NOT "_deleted" AND ({visible}))'
+    )
 
 
 def _policy(table: str, name: str, rule: str) -> Iterator[str]:

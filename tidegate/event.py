@@ -82,7 +82,7 @@ class ChangeEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watermark(msgspec.Struct, frozen=True, kw_only=True):
-    """"Everything of this source partition that changed before `as_of` was published before me."
+    """ "Everything of this source partition that changed before `as_of` was published before me."
 
     `as_of` is in the back office's time, aware. One is sent to every shard, after everything earlier was
     acknowledged by Kinesis.

@@ -155,7 +155,7 @@ def _check_tables(connection: Connection, bubble: Bubble, folder: Path) -> None:
         first = differences[0][0] if isinstance(differences[0], list) else differences[0]
         raise Fatal(
             f"the migrations in {folder.name}/ do not lead to the tables of the bubble {bubble.name!r} "
-            f"(first difference: {first[0]} {first[-1]}); run `tidegate migrate --generate \"what changed\"`, review the "
+            f'(first difference: {first[0]} {first[-1]}); run `tidegate migrate --generate "what changed"`, review the '
             "file it writes, and migrate again"
         )
 

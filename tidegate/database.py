@@ -1,0 +1,201 @@
+"""PostgreSQL: the pool, and SQLSTATE → our four classes. The one place where that is decided.
+
+    async with database.transaction() as connection:
+        await connection.execute(…)
+
+Transient: the server is away, starting, full, or chose this transaction as a victim. Rejected: the values are
+at fault, not the statement. Fatal: the schema or the rights are not what this release expects. The class of a
+SQLSTATE is its first two characters; single codes that differ from their class are named, and a test holds the
+table against every error that the driver knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Annotated, Literal, TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+from msgspec import Meta, Struct
+
+from tidegate.errors import Fatal, Rejected, TidegateError, Transient
+
+Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
+Verdict = Literal["transient", "rejected", "schema", "access", "fatal"]
+
+MIGRATE_HINT = "run `tidegate migrate`"
+
+CLASSES: dict[str, Verdict] = {
+    "00": "fatal",  # successful completion: never an error
+    "01": "fatal",  # warning
+    "02": "fatal",  # no data
+    "03": "fatal",  # statement not yet complete
+    "08": "transient",  # connection exception
+    "09": "fatal",  # triggered action exception
+    "0A": "fatal",  # feature not supported
+    "0B": "fatal",  # invalid transaction initiation
+    "0F": "fatal",  # locator exception
+    "0L": "access",  # invalid grantor
+    "0P": "access",  # invalid role specification
+    "0Z": "fatal",  # diagnostics exception
+    "20": "fatal",  # case not found
+    "21": "fatal",  # cardinality violation: coalescing has a bug
+    "22": "rejected",  # data exception
+    "23": "rejected",  # integrity constraint violation
+    "24": "fatal",  # invalid cursor state
+    "25": "fatal",  # invalid transaction state
+    "26": "transient",  # the prepared statement is gone: a proxy gave us another session
+    "27": "fatal",  # triggered data change violation
+    "28": "access",  # invalid authorization
+    "2B": "fatal",  # dependent privilege descriptors still exist
+    "2D": "fatal",  # invalid transaction termination
+    "2F": "fatal",  # SQL routine exception
+    "34": "fatal",  # invalid cursor name
+    "38": "fatal",  # external routine exception
+    "39": "fatal",  # external routine invocation exception
+    "3B": "fatal",  # savepoint exception
+    "3D": "schema",  # invalid catalog name: the database does not exist
+    "3F": "schema",  # invalid schema name
+    "40": "transient",  # transaction rollback: serialization, deadlock
+    "42": "schema",  # syntax error or access rule violation: undefined table, column, function
+    "44": "rejected",  # WITH CHECK OPTION violation
+    "53": "transient",  # insufficient resources: connections, memory, disk
+    "54": "rejected",  # program limit exceeded: a value too long for its index
+    "55": "transient",  # object not in prerequisite state: locks, object in use
+    "57": "transient",  # operator intervention: shutdown, starting up, statement time-out
+    "58": "transient",  # system error outside PostgreSQL
+    "72": "transient",  # snapshot too old
+    "F0": "fatal",  # configuration file error
+    "HV": "fatal",  # foreign data wrapper error
+    "P0": "fatal",  # PL/pgSQL error
+    "XX": "fatal",  # internal error
+}
+CODES: dict[str, Verdict] = {
+    "25006": "transient",  # read-only transaction: a failover made our writer a reader
+    "25P03": "transient",  # idle in transaction too long
+    "25P04": "transient",  # transaction took too long
+    "42501": "access",  # insufficient privilege
+    "57P04": "schema",  # the database was dropped
+    "58P01": "fatal",  # undefined file
+    "58P02": "fatal",  # duplicate file
+}
+
+
+class DatabaseSettings(Struct, frozen=True, kw_only=True):
+    """Bounds of every database call."""
+
+    connections: Annotated[int, Meta(ge=1, le=100, description="the most this process opens")] = 8
+    connect_timeout_s: Annotated[float, Meta(gt=0, description="one try to connect")] = 5.0
+    statement_timeout_s: Annotated[float, Meta(gt=0, description="one statement; the server stops it then")] = 30.0
+    acquire_timeout_s: Annotated[float, Meta(gt=0, description="wait for a free connection of the pool")] = 30.0
+
+
+def verdict_of(sqlstate: str) -> Verdict:
+    """What a SQLSTATE means for us. An unknown class is Fatal: better loud than lost."""
+    return CODES.get(sqlstate) or CLASSES.get(sqlstate[:2], "fatal")
+
+
+def translate(error: Exception, doing: str) -> TidegateError:
+    """One error of the driver or of its connection as one of ours, not raised."""
+    detail = f"could not {doing}: {type(error).__name__}: {error}"
+    if isinstance(error, asyncpg.PostgresError):
+        return _translate_state(error, detail)
+    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
+        return Fatal(f"{detail}; check TIDEGATE_DATABASE_URL")
+    # What is left: refused, broken and closing connections, time-outs.
+    return Transient(detail)
+
+
+def _translate_state(error: asyncpg.PostgresError, detail: str) -> TidegateError:
+    if isinstance(error, asyncpg.exceptions.InvalidCachedStatementError | asyncpg.exceptions.OutdatedSchemaCacheError):
+        # A migration ran under us; the driver forgets the old plan and the next try makes a new one.
+        return Transient(detail)
+    sqlstate = str(error.sqlstate or "")
+    match verdict_of(sqlstate):
+        case "transient":
+            return Transient(detail)
+        case "rejected":
+            return Rejected(_reason(error), f"{detail} (SQLSTATE {sqlstate})")
+        case "schema":
+            return Fatal(f"{detail}: the database is not of this release's shape; {MIGRATE_HINT}")
+        case "access":
+            return Fatal(f"{detail}: check the user of TIDEGATE_DATABASE_URL and its role; {MIGRATE_HINT}")
+        case _:
+            return Fatal(f"{detail} (SQLSTATE {sqlstate})")
+
+
+def _reason(error: asyncpg.PostgresError) -> str:
+    """`numeric_value_out_of_range`, `check_violation`, …: the driver's class name in the words of the SQL standard."""
+    if type(error) is asyncpg.DataError:
+        # Raised by the driver itself: it cannot put the value on the wire, mostly because it is out of its type's range.
+        return "unstorable"
+    name = type(error).__name__.removesuffix("Error")
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+
+
+@contextmanager
+def database_errors(doing: str) -> Iterator[None]:
+    """Translate what the driver raises in the block. `doing` says what was tried, for the reader of the log."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        raise translate(error, doing) from error
+
+
+class Database:
+    """A pool of connections that are opened when they are needed, so a program starts while the database is away."""
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], settings: DatabaseSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+
+    @asynccontextmanager
+    async def transaction(self, doing: str) -> AsyncIterator[Connection]:
+        """One transaction on one connection; commits at the end of the block, rolls back when it raises.
+
+        Raises Transient, Rejected or Fatal for what the database or the driver says inside the block. After
+        Transient the outcome of a commit may be unknown.
+        """
+        with database_errors(doing):
+            async with self._pool.acquire(timeout=self._settings.acquire_timeout_s) as connection:
+                try:
+                    async with connection.transaction():
+                        yield connection
+                except asyncpg.ReadOnlySQLTransactionError:
+                    # After a failover every pooled connection leads to a reader.
+                    await self._pool.expire_connections()
+                    raise
+
+    async def check(self) -> None:
+        """One round trip. Raises Transient or Fatal."""
+        async with self.transaction("reach the database") as connection:
+            await connection.execute("SELECT 1")
+
+
+@asynccontextmanager
+async def connect(url: str, settings: DatabaseSettings, program: str) -> AsyncIterator[Database]:
+    """A pool for the block. Connects to nothing yet; `program` is what pg_stat_activity shows.
+
+    Raises Fatal when `url` is no address of a PostgreSQL database.
+    """
+    with database_errors("use the database address"):
+        pool = asyncpg.create_pool(
+            url,
+            min_size=0,
+            max_size=settings.connections,
+            timeout=settings.connect_timeout_s,
+            command_timeout=settings.statement_timeout_s + 5,
+            server_settings={
+                "application_name": f"tidegate-{program}",
+                "statement_timeout": str(int(settings.statement_timeout_s * 1000)),
+                "timezone": "UTC",
+                "jit": "off",
+            },
+        )
+        await pool
+    try:
+        yield Database(pool, settings)
+    finally:
+        # Closing politely would wait for a transaction that was cancelled on purpose.
+        pool.terminate()

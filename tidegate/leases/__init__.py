@@ -1,0 +1,28 @@
+"""Leases: who works on what. Used by the worker (shards) and by the poller (source partitions).
+
+Read `lease` for the values, `planner` for the policy, `hold` for why two processes never work on one lease,
+`coordinator` for the tree of tasks. `store` is the DynamoDB table, in the Kinesis Client Library's format.
+"""
+
+from tidegate.leases.coordinator import Coordinator, Discover, Start, owner_name
+from tidegate.leases.hold import Hold
+from tidegate.leases.lease import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Checkpoint, Lease, at, plain_leases
+from tidegate.leases.store import DynamoLeaseStore, LeaseStore
+
+__all__ = [
+    "AT_TIMESTAMP",
+    "LATEST",
+    "SHARD_END",
+    "TRIM_HORIZON",
+    "Checkpoint",
+    "Coordinator",
+    "Discover",
+    "DynamoLeaseStore",
+    "Hold",
+    "Lease",
+    "LeaseStore",
+    "Start",
+    "at",
+    "owner_name",
+    "plain_leases",
+]

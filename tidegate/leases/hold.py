@@ -1,0 +1,199 @@
+"""A lease while we have it: its fencing token, its deadline, and the only way to move its checkpoint.
+
+Who calls: the coordinator makes a hold after a take and runs `keep`; the lease's task calls `check` before it
+writes to the outside world and `checkpoint` after. Who waits: nobody longer than one request time-out.
+
+Why two processes never believe in one lease at the same time: others call it free when they saw its counter stand
+still for `expiry_s` on their own clock. Our belief ends `patience_s` (less than that) after we *sent* the last write
+that succeeded, which was before anybody could see it. No clocks of two machines are compared. When a reply is lost,
+the later try that finds the write done counts from the first try, since that one may have done it.
+
+After a steal from a live owner that argument does not hold: the victim learns of it at its next write, or at its
+deadline. So a stolen lease's work begins one patience after the steal (`starts_s`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+from tidegate import telemetry
+from tidegate.errors import Superseded, Transient
+from tidegate.leases.lease import Checkpoint, Lease
+from tidegate.leases.store import LeaseStore
+from tidegate.settings import LeaseSettings
+
+log = telemetry.get_logger(__name__)
+
+
+class Hold:
+    """One lease in our hands. `stop` asks its task to be graceful, `lost` says that it is too late for that."""
+
+    def __init__(
+        self, store: LeaseStore, lease: Lease, settings: LeaseSettings, *, sent_s: float, starts_s: float | None = None
+    ) -> None:
+        """`sent_s`: when the take was sent (loop time). `starts_s`: when work may begin, default at once."""
+        self.key = lease.key
+        self.epoch = lease.epoch
+        self.starts_s = sent_s if starts_s is None else starts_s
+        self.stop = asyncio.Event()
+        self.lost = asyncio.Event()
+        self._store = store
+        self._lease = lease
+        self._settings = settings
+        self._renewed_s = sent_s
+        # When the first write at the present counter was sent, while none of them is known to have succeeded.
+        self._unanswered_s: float | None = None
+        # A renewal and a checkpoint that raced each other on the counter would each take the other for a stranger.
+        self._lock = asyncio.Lock()
+        self._closed = asyncio.Event()
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as last written or read by us; `lease.checkpoint` is where work goes on."""
+        return self._lease
+
+    @property
+    def counter(self) -> int:
+        """The fencing token now. It rises while we hold the lease, and every later holder's is higher."""
+        return self._lease.counter
+
+    @property
+    def deadline_s(self) -> float:
+        """Loop time from which on we must not believe in this lease any more."""
+        return self._renewed_s + self._settings.patience_s
+
+    def is_valid(self, now_s: float | None = None) -> bool:
+        """Whether the lease is ours at `now_s` (loop time; default now) for all we know."""
+        return not self._closed.is_set() and (_now_s() if now_s is None else now_s) < self.deadline_s
+
+    def check(self) -> None:
+        """Raise Superseded unless the lease is ours. Call it before every write to the outside world."""
+        if not self.is_valid():
+            self.fence("not renewed in time")
+            raise Superseded(f"lease {self.key} is lost")
+
+    def fence(self, reason: str) -> None:
+        """Stop believing, for good. Wakes whoever waits for `lost`; does nothing to a closed hold."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self.lost.set()
+        telemetry.LEASES_LOST.inc()
+        log.warning(telemetry.LEASE_LOST, lease=self.key, counter=self.counter, reason=reason)
+
+    async def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Say that everything up to `checkpoint` is done. Never goes back; counts as a renewal.
+
+        Raises ValueError when `checkpoint` is before the present one (a bug of the caller), Superseded when the lease
+        is lost, Transient when the store did not answer `checkpoint_attempts` times.
+        """
+        if checkpoint == self._lease.checkpoint:
+            self.check()
+            return
+
+        async def advance(lease: Lease) -> Lease:
+            if checkpoint < lease.checkpoint:
+                raise ValueError(f"lease {self.key}: checkpoint {checkpoint} is before {lease.checkpoint}")
+            return await self._store.checkpoint(lease, checkpoint)
+
+        await self._persist(advance)
+
+    async def end(self, children: Sequence[Lease] = ()) -> None:
+        """The shard is finished: create the children's leases if absent, then write SHARD_END. The task returns next.
+
+        Children come first: a crash in between leaves a parent that is finished again, never a child nobody knows.
+        Raises as `checkpoint` does.
+        """
+
+        async def finish(lease: Lease) -> Lease:
+            for child in children:
+                await self._store.create(child)
+            return await self._store.end(lease, [child.key for child in children])
+
+        await self._persist(finish)
+        log.info(telemetry.LEASE_ENDED, lease=self.key, children=[child.key for child in children])
+
+    async def renew(self) -> None:
+        """One try to keep the lease. Raises Superseded when it is lost, Transient when the outcome is unknown."""
+        await self._write(self._store.renew)
+
+    async def keep(self) -> None:
+        """Renew until the hold is closed; fence it when its deadline passes. Never raises for a lost lease."""
+        retry_s = 0.0
+        while not self._closed.is_set():
+            due_s = retry_s or self._renewed_s + self._settings.renew_interval_s
+            await self._closed_before(min(due_s, self.deadline_s))
+            if self._closed.is_set():
+                return
+            retry_s = 0.0
+            try:
+                await self.renew()
+            except Superseded:
+                return
+            except Transient as error:
+                log.warning(telemetry.LEASE_WRITE_FAILED, lease=self.key, error=str(error))
+                retry_s = _now_s() + random.uniform(0, self._settings.renew_retry_s)
+
+    async def release(self) -> bool:
+        """Close the hold and give the lease back: from here on another may work, so our task must have ended.
+
+        False when it was lost, or will expire instead: the store did not answer, or the one we stole it from may
+        still believe in it and a next owner would not know.
+        """
+        if self._closed.is_set():
+            return False
+        self._closed.set()
+        if _now_s() < self.starts_s:
+            return False
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_s), self._lock:
+                released = await self._store.release(self._lease)
+        except (Transient, TimeoutError) as error:
+            log.warning(telemetry.LEASE_WRITE_FAILED, lease=self.key, error=str(error) or "no reply in time")
+            return False
+        if released:
+            log.info(telemetry.LEASE_RELEASED, lease=self.key)
+        return released
+
+    async def _persist(self, write: Callable[[Lease], Awaitable[Lease]]) -> None:
+        """A write that its caller cannot do without: a few tries, which the deadline may cut short."""
+        for tries_left in reversed(range(self._settings.checkpoint_attempts)):
+            try:
+                return await self._write(write)
+            except Transient:
+                if not tries_left:
+                    raise
+            await self._closed_before(_now_s() + random.uniform(0, self._settings.renew_retry_s))
+
+    async def _write(self, write: Callable[[Lease], Awaitable[Lease]]) -> None:
+        """One compare-and-set, bounded by the request time-out and by the deadline; a success moves the deadline."""
+        async with self._lock:
+            self.check()
+            now_s = _now_s()
+            if self._unanswered_s is None:
+                self._unanswered_s = now_s
+            limit_s = min(now_s + self._settings.request_timeout_s, self.deadline_s)
+            try:
+                with telemetry.LEASE_RENEW_SECONDS.time():
+                    async with asyncio.timeout_at(limit_s):
+                        self._lease = await write(self._lease)
+            except TimeoutError:
+                raise Transient(f"no reply in time for lease {self.key}") from None
+            except Superseded as error:
+                self.fence(str(error))
+                raise
+            self._renewed_s, self._unanswered_s = self._unanswered_s, None
+
+    async def _closed_before(self, until_s: float) -> None:
+        """Wait until `until_s`, or until the hold closes, whichever comes first."""
+        try:
+            async with asyncio.timeout_at(until_s):
+                await self._closed.wait()
+        except TimeoutError:
+            return
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,172 @@
+"""Every log event and every metric of the house, by name, with how to read it.
+
+Names are literals here and constants everywhere else, so a dashboard or an alarm can be checked against this
+page. Log lines are JSON with `event`, `level`, `timestamp`, `module` and the fields named below. Metrics end in
+their unit; counters end in `_total`. Each service appends its own section.
+"""
+
+from __future__ import annotations
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+from structlog.typing import FilteringBoundLogger
+
+# ---------------------------------------------------------------- process
+PROCESS_STARTED = "process_started"  # once; fields of the caller
+PROCESS_STOPPING = "process_stopping"  # signal=…: the first signal, draining begins
+PROCESS_STOPPED = "process_stopped"  # exit_code=…: always the last line; 0 graceful, 1 ours, 70 a bug
+PROCESS_DRAIN_CUT = (
+    "process_drain_cut"  # the budget was spent or a second signal came; work in hand is redone elsewhere
+)
+PROCESS_FAILED = "process_failed"  # error=…: a Fatal; one line for each, a person must act
+PROCESS_BUG = "process_bug"  # with `exception`, the traceback: a fault of ours
+
+EVENT_LOOP_LAG = Gauge(
+    "tidegate_event_loop_lag_seconds",
+    "How late the last heartbeat was. Above 0.1 something blocks the loop; near the patience, leases are lost.",
+)
+
+# ---------------------------------------------------------------- leases
+LEASE_CREATED = "lease_created"  # lease=…: a shard or partition seen for the first time
+LEASE_TAKEN = "lease_taken"  # lease=…, counter=…, previous_owner=…: it was free or its owner was gone
+LEASE_STOLEN = "lease_stolen"  # the same, from a live owner with at least two more; work begins after its patience
+LEASE_RELEASED = "lease_released"  # lease=…: given back in good order, another may take it at once
+LEASE_LOST = "lease_lost"  # lease=…, reason=…: taken by another (normal) or not renewed in time (look at latency)
+LEASE_ENDED = "lease_ended"  # lease=…, children=…: the shard is finished
+LEASE_DELETED = "lease_deleted"  # lease=…: finished, and all its children are under way
+LEASE_RESTARTING = (
+    "lease_restarting"  # lease=…, delay_s=…, error=…: its task failed for now; steady growth: look at the error
+)
+LEASE_WRITE_FAILED = (
+    "lease_write_failed"  # lease=…, error=…: one renewal or release failed and is retried or left to expire
+)
+LEASE_PLAN_FAILED = "lease_plan_failed"  # error=…: the table or the shard list could not be read; held leases go on
+LEASE_DRAIN_CUT = "lease_drain_cut"  # leases=…: still busy when the drain budget was spent
+
+LEASES_HELD = Gauge("tidegate_leases_held", "Leases held by this process. The sum over the fleet = open shards.")
+LEASES_TAKEN = Counter(
+    "tidegate_leases_taken_total", "Leases taken, by way (take: free or expired, steal: live owner).", ["way"]
+)
+LEASES_LOST = Counter(
+    "tidegate_leases_lost_total", "Leases lost while held. More than deployments explain: look at renewals."
+)
+LEASE_RENEW_SECONDS = Histogram(
+    "tidegate_lease_renew_seconds",
+    "Duration of lease writes by the holder. Should stay far below the patience.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5),
+)
+
+# ---------------------------------------------------------------- poller
+POLLER_OPENED = (
+    "poller_opened"  # source=…, epoch=…, keys=…, unsure=…: a source was taken; unsure rows are published again
+)
+POLLER_LOADED = "poller_loaded"  # source=…, keys=…: the first walk reached the tip, watermarks begin
+POLLER_FAILED = (
+    "poller_failed"  # source=…, attempt=…, wait_s=…, error=…: back office or AWS not answering; normal at night
+)
+POLLER_SWEPT = "poller_swept"  # source=…, seconds=…, rows=…, nominated=…, deleted=…: a full walk is complete
+POLLER_DOUBT = "poller_doubt"  # source=…: rows may have slipped a walk; a sweep begins and watermarks wait for it
+POLLER_REREAD_IGNORED = (
+    "poller_reread_ignored"  # source=…, reason=…: a keyed re-read that proves nothing; check the source's Reread
+)
+POLLER_DELETIONS_STOPPED = (
+    "poller_deletions_stopped"  # source=…, gone=…, limit=…: nothing was deleted; see TIDEGATE_ALLOW_MASS_DELETION
+)
+POLLER_QUARANTINED = "poller_quarantined"  # source=…, rows=…: rows that could not be translated; the worker files them
+POLLER_SHARDS_CHANGED = "poller_shards_changed"  # open=…: a reshard was noticed; watermarks go to the new shards
+
+POLLER_ROWS = Counter("tidegate_poller_rows_total", "Rows the back office showed.", ["source"])
+POLLER_UNCHANGED = Counter("tidegate_poller_unchanged_total", "Of them, rows known already.", ["source"])
+POLLER_PUBLISHED = Counter(
+    "tidegate_poller_published_total",
+    "Records acknowledged by Kinesis, by cause (live, backfill, sweep, retranslate, quarantine).",
+    ["source", "cause"],
+)
+POLLER_QUARANTINES = Counter(
+    "tidegate_poller_quarantined_total", "Rows filed as they are. Should not grow.", ["source"]
+)
+POLLER_DELETIONS = Counter("tidegate_poller_deletions_total", "Rows found gone and published so.", ["source"])
+POLLER_DRIFT = Counter(
+    "tidegate_poller_drift_total",
+    "Changes that only a sweep found. Growth: the back office changes rows without moving their time or revision.",
+    ["source"],
+)
+POLLER_REREADS = Counter("tidegate_poller_reread_keys_total", "Keys asked for by name.", ["source"])
+POLLER_REQUEST_SECONDS = Histogram(
+    "tidegate_poller_request_seconds",
+    "Duration of a request to the back office, by status (HTTP code, or timeout, refused, …).",
+    ["source", "status"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+POLLER_WATERMARK_SECONDS = Gauge(
+    "tidegate_poller_watermark_seconds",
+    "The last watermark, in seconds since 1970; age = now - it. Age grows while the back office is down.",
+    ["source"],
+)
+POLLER_CURSOR_SECONDS = Gauge(
+    "tidegate_poller_cursor_seconds",
+    "Time of the newest state the cursor vouches for, in seconds since 1970 by the back office's clock.",
+    ["source"],
+)
+POLLER_KEYS = Gauge("tidegate_poller_keys", "Keys in the index.", ["source"])
+POLLER_PUBLISH_RETRIES = Counter(
+    "tidegate_poller_publish_retries_total",
+    "Records sent again. Throttles are normal life; steady growth: more shards.",
+)
+POLLER_DELETIONS_HELD = Gauge(
+    "tidegate_poller_deletions_held",
+    "1 while a sweep found more rows gone than the limit and a person must confirm. Alarm on it.",
+    ["source"],
+)
+
+Logger = FilteringBoundLogger
+
+
+def get_logger(name: str) -> Logger:
+    """The logger of one module: `log.info(LEASE_TAKEN, lease=key)`. `lifecycle` decides where lines go."""
+    logger: Logger = structlog.get_logger(module=name)
+    return logger
+
+
+# The worker.
+
+WORKER_STARTED = "worker_started"  # stream=…, bubble=…, health_port=…
+WORKER_WAITS = "worker_waits"  # error=…: the lease table or the database cannot be used yet; tried again until it can
+SHARD_OPENED = "shard_opened"  # shard=…, start=…, lease=…: reading begins; start before lease: the database is catching up
+SHARD_ENDED = "shard_ended"  # shard=…, children=[…]: read to its last record, children may start
+READ_FAILED = "read_failed"  # shard=…, tried=…, error=…: one read was throttled or broke off and is tried again
+STREAM_GAP = "stream_gap"  # shard=…, gap=…: records may be LOST, trimmed before they were read; resync its sources
+WRITE_FAILED = "write_failed"  # shard=…, doing=…, error=…: the database is away; reading waits, nothing is lost
+CHECKPOINT_LATE = "checkpoint_late"  # shard=…, error=…: the lease store is away; a crash now would replay more
+RECORDS_REJECTED = "records_rejected"  # shard=…, count=…: filed in tidegate.dead_letter, with the reasons
+FENCE_REPLACED = "fence_replaced"  # shard=…, stored=…, mine=…: the lease table was made anew; expected after a restore only
+
+RECORDS_READ = Counter("tidegate_records_read_total", "User records read, aggregates taken apart.")
+BYTES_READ = Counter("tidegate_bytes_read_total", "Payload bytes read from Kinesis.")
+RECORDS_OUTSIDE = Counter(
+    "tidegate_records_outside_total", "Records read outside their shard's hash range: aggregated before a reshard. Kept."
+)
+MILLIS_BEHIND = Gauge(
+    "tidegate_millis_behind_latest", "Distance from the tip of the shard, as Kinesis says. Growing: add workers.", ["shard"]
+)
+READS_RETRIED = Counter("tidegate_reads_retried_total", "Reads tried again, by AWS error code.", ["code"])
+ITERATORS_EXPIRED = Counter(
+    "tidegate_iterators_expired_total", "Shard iterators older than 5 minutes: the database kept the reader waiting."
+)
+GAPS = Counter("tidegate_gaps_total", "Times that a checkpoint was trimmed from the stream. Alarm on any; then resync.")
+BATCH_SECONDS = Histogram(
+    "tidegate_batch_seconds",
+    "From a closed batch to its commit, retries included.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60),
+)
+RECORDS_WRITTEN = Counter(
+    "tidegate_records_written_total",
+    "Changes and rejected records by outcome: applied, unchanged, stale, coalesced, rejected. Alarm on rejected.",
+    ["outcome"],
+)
+WRITES_RETRIED = Counter("tidegate_writes_retried_total", "Database transactions tried again. Steady growth: look at it.")
+
+
+def forget_shard(shard: str) -> None:
+    """Drop the gauges of a shard that this process no longer reads, or they would show their last value for ever."""
+    MILLIS_BEHIND.remove(shard)
