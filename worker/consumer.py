@@ -1,0 +1,253 @@
+"""One shard's life: read → decode → batch → write → checkpoint, and at its end make way for its children.
+
+Who calls: the coordinator, once for each lease that this process takes. One task reads ahead and one writes. The
+reader may be one delivery ahead of the one in hand, never more: while the database is away it stops, and so does
+the shard. On `stop` the batch in hand is finished and checkpointed; on cancellation (lease lost, budget spent)
+nothing is: whatever was committed without its checkpoint is read again by the next holder, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from tidegate import telemetry
+from tidegate.errors import Superseded, Transient
+from tidegate.leases import Checkpoint, Hold, Lease, at
+from worker.batch import Batch, BatchBuilder, BatchLimits, DeadLetter, Position
+from worker.dead_letter import Breaker
+from worker.decode import Decoder
+from worker.ports import Delivery, RecordReader, Sink
+from worker.settings import BatchSettings, ConsumerSettings
+from worker.shards import blocking_parents, children_of, lease_of, start_position
+
+log = telemetry.get_logger(__name__)
+Result = TypeVar("Result")
+
+_RETRY_BASE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumer:
+    """Makes the life of each shard; what all shards of the process share is given once.
+
+    known_shards  every shard that is being read or could be, by the last look at the stream
+    list_leases   the lease table
+    """
+
+    reader: RecordReader
+    sink: Sink
+    decoder: Decoder
+    breaker: Breaker
+    batch: BatchSettings
+    settings: ConsumerSettings
+    known_shards: Callable[[], Iterable[str]]
+    list_leases: Callable[[], Awaitable[Sequence[Lease]]]
+
+    async def run(self, hold: Hold) -> None:
+        """Work until the shard ends, `hold.stop` is set, or the lease is lost.
+
+        Raises Superseded (lost, fenced), Transient (reading failed for good; try later) or Fatal.
+        """
+        try:
+            await _Life(self, hold).run()
+        finally:
+            telemetry.forget_shard(hold.key)
+
+
+class _Life:
+    """One lease's work, from take to return."""
+
+    def __init__(self, shared: Consumer, hold: Hold) -> None:
+        self._shared = shared
+        self._hold = hold
+        self._sink = shared.sink
+        limits = BatchLimits(
+            max_records=shared.batch.max_records,
+            max_bytes=shared.batch.max_bytes,
+            max_age_s=shared.batch.max_age_ms / 1000,
+        )
+        self._builder = BatchBuilder(hold.key, limits)
+        self._done: Position | None = None
+        self._checkpointed_s = _now_s()
+
+    async def run(self) -> None:
+        start = await self._open()
+        deliveries = cast("AsyncGenerator[Delivery, None]", self._shared.reader.read(self._hold.key, start))
+        async with aclosing(deliveries), asyncio.TaskGroup() as group:
+            ahead = _ReadAhead(deliveries)
+            pump = group.create_task(ahead.pump())
+            stopper = group.create_task(ahead.end_on(self._hold.stop))
+            ended = await self._consume(ahead)
+            pump.cancel()
+            stopper.cancel()
+        await self._checkpoint(now=True)
+        if ended is not None:
+            await self._end(ended)
+
+    async def _open(self) -> Checkpoint:
+        """Announce ourselves to the database, and find out where to begin."""
+        shard_id = self._hold.key
+        await self._persist(lambda: self._sink.register([shard_id, *self._shared.known_shards()]), "register")
+        state = await self._persist(lambda: self._sink.open(shard_id, self._hold.counter), "open")
+        if state.lease_counter > self._hold.counter:
+            # Either I am the one who is late, or the lease table was made anew and counts from the beginning. A
+            # conditional write to the lease tells: it fails if anybody took the lease since.
+            await self._hold.renew()
+            log.warning(telemetry.FENCE_REPLACED, shard=shard_id, stored=state.lease_counter, mine=self._hold.counter)
+            higher = state.lease_counter
+            state = await self._persist(lambda: self._sink.open(shard_id, self._hold.counter, higher), "open")
+            if state.lease_counter > self._hold.counter:
+                raise Superseded(f"shard {shard_id} is fenced at counter {state.lease_counter}")
+        start = start_position(self._hold.lease.checkpoint, state.position)
+        log.info(telemetry.SHARD_OPENED, shard=shard_id, start=str(start), lease=str(self._hold.lease.checkpoint))
+        return start
+
+    async def _consume(self, ahead: _ReadAhead) -> Delivery | None:
+        """Write what comes until the end; returns the shard's last delivery, or None when asked to stop."""
+        while True:
+            delivery = await ahead.next(self._builder.due_s)
+            if delivery is None:
+                await self._write_rest()
+                if ahead.is_stopped:
+                    return None
+                continue
+            await self._take(delivery)
+            if delivery.is_end or delivery.millis_behind == 0:
+                # At the tip there is nothing to wait for.
+                await self._write_rest()
+            await self._checkpoint()
+            if delivery.is_end:
+                return delivery
+
+    async def _take(self, delivery: Delivery) -> None:
+        """Decode the records one by one; a full batch is written before the next record is looked at."""
+        if delivery.gap is not None:
+            await self._note_gap(delivery.gap)
+        for record in delivery.records:
+            item = self._shared.decoder.decode(record.position, record.data)
+            self._builder.add(item, len(record.data), _now_s())
+            if self._builder.is_full:
+                await self._write_rest()
+
+    async def _note_gap(self, gap: str) -> None:
+        """Lost records are said loudly, counted, and filed at once, for perhaps no other record follows."""
+        telemetry.GAPS.inc()
+        log.error(telemetry.STREAM_GAP, shard=self._hold.key, gap=gap)
+        checkpoint = self._hold.lease.checkpoint
+        position = Position(int(checkpoint.position) if checkpoint.is_number else 0, -1)
+        letter = DeadLetter(position=position, stage="read", reason="gap", message=gap, payload=b"")
+        await self._persist(lambda: self._sink.note(self._hold.key, self._hold.counter, letter), "file a gap")
+
+    async def _write_rest(self) -> None:
+        if self._builder.is_empty:
+            return
+        batch = self._builder.close()
+        # Judged before anything is filed: what a wrong release rejects must still be unread for the right one.
+        self._shared.breaker.note(batch.delivered, sum(letter.stage == "decode" for letter in batch.dead), _now_s())
+        with telemetry.BATCH_SECONDS.time():
+            await self._persist(lambda: self._write(batch), "write")
+        self._done = batch.last
+
+    async def _write(self, batch: Batch) -> None:
+        result = await self._sink.write(batch, self._hold.counter)
+        for outcome, count in result._asdict().items():
+            telemetry.RECORDS_WRITTEN.labels(outcome).inc(count)
+        if result.rejected:
+            log.warning(telemetry.RECORDS_REJECTED, shard=batch.shard_id, count=result.rejected)
+        self._shared.breaker.note(0, result.rejected - len(batch.dead), _now_s())
+
+    async def _checkpoint(self, *, now: bool = False) -> None:
+        """Tell the lease how far the database is. Late is harmless, so a lease store that is away stops nothing."""
+        due_s = self._checkpointed_s + self._shared.settings.checkpoint_interval_ms / 1000
+        if self._done is None or (not now and _now_s() < due_s):
+            return
+        reached = at(str(self._done.sequence), self._done.sub)
+        self._checkpointed_s = _now_s()
+        if reached <= self._hold.lease.checkpoint:
+            # Catching up a restored database: the lease is ahead already, and never goes back.
+            return
+        try:
+            await self._hold.checkpoint(reached)
+            self._done = None
+        except Transient as error:
+            log.warning(telemetry.CHECKPOINT_LATE, shard=self._hold.key, error=str(error))
+
+    async def _end(self, last: Delivery) -> None:
+        """The shard is read to its end: hand its watermarks and its keys over to its children."""
+        shards = await self._shared.reader.list_shards()
+        children = children_of(self._hold.key, shards)
+        if missing := set(last.child_ids) - {child.id for child in children}:
+            raise Transient(f"shard {self._hold.key}: its children {sorted(missing)} are not listed yet")
+        leased = {lease.key for lease in await self._shared.list_leases()}
+        for child in children:
+            if blocking := blocking_parents(child, shards, leased):
+                raise Transient(f"shard {child.id} must wait until {sorted(blocking)} have leases")
+        child_ids = [child.id for child in children]
+        await self._persist(lambda: self._sink.end(self._hold.key, self._hold.counter, child_ids), "end")
+        await self._hold.end([lease_of(child) for child in children])
+        log.info(telemetry.SHARD_ENDED, shard=self._hold.key, children=child_ids)
+
+    async def _persist(self, step: Callable[[], Awaitable[Result]], doing: str) -> Result:
+        """Try until it works: the database may be away for long. Ends with the lease, or when asked to stop."""
+        wait_s = _RETRY_BASE_S
+        while True:
+            self._hold.check()
+            try:
+                return await step()
+            except Transient as error:
+                telemetry.WRITES_RETRIED.inc()
+                log.warning(telemetry.WRITE_FAILED, shard=self._hold.key, doing=doing, error=str(error))
+                if self._hold.stop.is_set():
+                    raise
+            await _wait(self._hold.stop, random.uniform(0, wait_s))
+            wait_s = min(wait_s * 2, self._shared.settings.retry_max_ms / 1000)
+
+
+class _ReadAhead:
+    """One delivery between the task that reads and the task that writes; the next is read only when that is taken."""
+
+    def __init__(self, deliveries: AsyncGenerator[Delivery, None]) -> None:
+        self._deliveries = deliveries
+        self._room = asyncio.Semaphore(1)
+        self._queue: asyncio.Queue[Delivery | None] = asyncio.Queue(maxsize=2)
+        self.is_stopped = False
+
+    async def pump(self) -> None:
+        await self._room.acquire()
+        async for delivery in self._deliveries:
+            await self._queue.put(delivery)
+            await self._room.acquire()
+
+    async def end_on(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self.is_stopped = True
+        await self._queue.put(None)
+
+    async def next(self, due_s: float | None) -> Delivery | None:
+        """The next delivery; None when `due_s` (loop time) comes first, or once stopped."""
+        if self.is_stopped:
+            return None
+        try:
+            async with asyncio.timeout_at(due_s):
+                delivery = await self._queue.get()
+        except TimeoutError:
+            return None
+        self._room.release()
+        return delivery
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,76 @@
+"""Records that could not be handled: filed whole, in the transaction that passes them by; and the breaker.
+
+Filing is what lets the rest go on. The breaker is what stops a bad release from filing everything: too large a
+share of rejections ends the process, before their positions are checkpointed, so that the repaired release reads
+them again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from tidegate.database import Connection
+from tidegate.errors import Fatal
+from worker import statements
+from worker.batch import DeadLetter
+from worker.settings import RejectSettings
+
+_MESSAGE_CHARACTERS = 2_000
+
+
+async def file(connection: Connection, stream: str, shard_id: str, letters: Sequence[DeadLetter]) -> None:
+    """Write the letters; one that was filed before counts another attempt. Positions must differ."""
+    if not letters:
+        return
+    await connection.execute(
+        statements.FILE,
+        stream,
+        shard_id,
+        [letter.position.sequence for letter in letters],
+        [letter.position.sub for letter in letters],
+        [_text(letter.stage) for letter in letters],
+        [_text(letter.reason) for letter in letters],
+        [_text(letter.message) for letter in letters],
+        [_text_or_none(letter.entity) for letter in letters],
+        [_text_or_none(letter.key) for letter in letters],
+        [_text_or_none(letter.source) for letter in letters],
+        [_text_or_none(letter.event_id) for letter in letters],
+        [letter.payload for letter in letters],
+    )
+
+
+def _text(text: str) -> str:
+    # PostgreSQL's text refuses NUL; the payload keeps the record as it was.
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:_MESSAGE_CHARACTERS]
+
+
+def _text_or_none(text: str | None) -> str | None:
+    return None if text is None else _text(text)
+
+
+class Breaker:
+    """Counts the share of rejected records over a sliding window. Times are monotonic seconds, passed in."""
+
+    def __init__(self, settings: RejectSettings) -> None:
+        self._settings = settings
+        self._counts: deque[tuple[float, int, int]] = deque()
+        self._delivered = 0
+        self._rejected = 0
+
+    def note(self, delivered: int, rejected: int, now_s: float) -> None:
+        """Count records. Raises Fatal when too many of those in the window were rejected."""
+        self._counts.append((now_s, delivered, rejected))
+        self._delivered += delivered
+        self._rejected += rejected
+        while self._counts[0][0] < now_s - self._settings.window_s:
+            _, old_delivered, old_rejected = self._counts.popleft()
+            self._delivered -= old_delivered
+            self._rejected -= old_rejected
+        too_many = self._rejected >= self._settings.minimum
+        if too_many and self._rejected > self._settings.share * self._delivered:
+            raise Fatal(
+                f"{self._rejected} of {self._delivered} records within {self._settings.window_s:g} s were rejected; the "
+                "reasons stand in tidegate.dead_letter. Deploy a release that can read them, or raise "
+                "TIDEGATE_REJECT_SHARE for a while"
+            )

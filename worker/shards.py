@@ -1,0 +1,135 @@
+"""Shards and their lineage: which leases should exist, who may start, what a finished shard leaves behind.  (pure)
+
+A reshard closes one shard (split) or two (merge) and opens others, which hold the later changes of the same keys.
+A child therefore waits until every parent is read to its end. Leases are named parents first, so at no moment does
+a child have a lease while its parent's is still to be made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from tidegate.leases.lease import LATEST, TRIM_HORIZON, Checkpoint, Lease, at
+from worker.batch import Position
+
+
+class HashRange(Struct, frozen=True):
+    """Both ends belong to it; 128-bit unsigned integers."""
+
+    start: int
+    end: int
+
+    def __contains__(self, key: int) -> bool:
+        return self.start <= key <= self.end
+
+
+class Shard(Struct, frozen=True):
+    """One shard as ListShards tells it. `parent_ids` may name shards that the stream has forgotten."""
+
+    id: str
+    parent_ids: tuple[str, ...]
+    hash_range: HashRange
+    is_closed: bool
+
+
+def from_listing(item: Mapping[str, Any]) -> Shard:
+    """One entry of a ListShards answer."""
+    parents = (item.get("ParentShardId"), item.get("AdjacentParentShardId"))
+    hashes = item["HashKeyRange"]
+    return Shard(
+        id=item["ShardId"],
+        parent_ids=tuple(parent for parent in parents if parent),
+        hash_range=HashRange(int(hashes["StartingHashKey"]), int(hashes["EndingHashKey"])),
+        is_closed=item["SequenceNumberRange"].get("EndingSequenceNumber") is not None,
+    )
+
+
+def parents_first(shards: Iterable[Shard]) -> list[Shard]:
+    """The same shards, no child before one of its parents; otherwise ordered by id."""
+    by_id = {shard.id: shard for shard in shards}
+    done: dict[str, Shard] = {}
+
+    def visit(shard: Shard) -> None:
+        for parent in shard.parent_ids:
+            if parent in by_id and parent not in done:
+                visit(by_id[parent])
+        done.setdefault(shard.id, shard)
+
+    for shard_id in sorted(by_id):
+        visit(by_id[shard_id])
+    return list(done.values())
+
+
+def lease_of(shard: Shard, checkpoint: Checkpoint = TRIM_HORIZON) -> Lease:
+    return Lease(
+        key=shard.id,
+        checkpoint=checkpoint,
+        parent_keys=frozenset(shard.parent_ids),
+        starting_hash_key=str(shard.hash_range.start),
+        ending_hash_key=str(shard.hash_range.end),
+    )
+
+
+def wanted_leases(shards: Sequence[Shard], leases: Iterable[Lease], initial: Checkpoint) -> list[Lease]:
+    """The leases that are missing and should be made, parents first.
+
+    A shard whose descendant has a lease is finished and cleaned up: naming it again would read it twice. With
+    `initial` LATEST only shards without a leased ancestor start there, and closed ones of those not at all.
+    """
+    held = {lease.key for lease in leases}
+    past = _ancestors(held, shards)
+    missing = [shard for shard in parents_first(shards) if shard.id not in held and shard.id not in past]
+    if initial != LATEST:
+        return [lease_of(shard) for shard in missing]
+    wanted = []
+    for shard in missing:
+        if _ancestors({shard.id}, shards) & held:
+            wanted.append(lease_of(shard))
+        elif not shard.is_closed:
+            wanted.append(lease_of(shard, LATEST))
+    return wanted
+
+
+def _ancestors(of: Iterable[str], shards: Iterable[Shard]) -> set[str]:
+    """Every shard that one of `of` descends from; also those that the stream does not list any more."""
+    parents = {shard.id: shard.parent_ids for shard in shards}
+    found: set[str] = set()
+    waiting = [parent for shard_id in of for parent in parents.get(shard_id, ())]
+    while waiting:
+        shard_id = waiting.pop()
+        if shard_id not in found:
+            found.add(shard_id)
+            waiting.extend(parents.get(shard_id, ()))
+    return found
+
+
+def children_of(parent_id: str, shards: Iterable[Shard]) -> list[Shard]:
+    return [shard for shard in shards if parent_id in shard.parent_ids]
+
+
+def blocking_parents(child: Shard, shards: Iterable[Shard], leased: Collection[str]) -> frozenset[str]:
+    """Parents of `child` that the stream still lists but that have no lease yet.
+
+    A merged shard must not get its lease before them: a parent without lease counts as read, so the child would
+    overtake it. When the child has its lease already, nothing blocks.
+    """
+    if child.id in leased:
+        return frozenset()
+    listed = {shard.id for shard in shards}
+    return frozenset(parent for parent in child.parent_ids if parent in listed and parent not in leased)
+
+
+def start_position(checkpoint: Checkpoint, stored: Position | None) -> Checkpoint:
+    """Where to read from: the older of the lease's checkpoint and the position that the database holds.
+
+    The database is older after it was restored, and has none when it is new; then everything that the stream
+    still has is read again. The lease is older after a crash between commit and checkpoint.
+    """
+    if not checkpoint.is_number:
+        return at(str(stored.sequence), stored.sub) if checkpoint == LATEST and stored else checkpoint
+    if stored is None:
+        return TRIM_HORIZON
+    return min(checkpoint, at(str(stored.sequence), stored.sub))
