@@ -1,0 +1,174 @@
+"""What one page means: the records to publish, the entries to remember, the keys in doubt.  (pure)
+
+One record a key at most, the newest: that is also what keeps a call to Kinesis free of two records of one key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from poller.snapshot import NAMELESS, Entry, Index, Seen, State, fingerprint, gone, is_known, judge
+from poller.translate import Reading, Translated, raw_key, translate
+from tidegate import codec
+from tidegate.bubble import RawRow
+from tidegate.errors import Rejected
+from tidegate.event import Cause, ChangeEvent, EntityKey, Operation, QuarantineRecord
+
+QUARANTINE = "quarantine"
+_MOST_RECORD_BYTES = 1_000_000
+"""Kinesis takes 1 MiB with the partition key; a row that makes more is filed instead of published."""
+_MOST_RAW_BYTES = 600_000
+"""base64 makes 800,000 of it."""
+
+
+class Record(NamedTuple):
+    """One record for the stream. `label` is its cause, or "quarantine"; for counting."""
+
+    partition_key: str
+    data: bytes
+    label: str
+
+
+class Sight(NamedTuple):
+    """The request that showed the rows. `keyed` as in `snapshot.Seen`."""
+
+    epoch: int
+    read: int
+    cause: Cause
+    observed_at: datetime
+    keyed: bool
+
+
+class _Row(NamedTuple):
+    """A raw row with its key (None: unreadable), its name in the index, and what is known under that name."""
+
+    raw: RawRow
+    key: str | None
+    name: str
+    stamp: bytes
+    before: Entry | None
+
+
+class Changes:
+    """Collects over the requests of one step. `entries` are index entries to journal, `records` to publish."""
+
+    def __init__(self, index: Index, reading: Reading) -> None:
+        self.records: dict[str, Record] = {}
+        self.entries: dict[str, Entry] = {}
+        self.doubted: set[str] = set()
+        self.seen: set[str] = set()
+        self.counts: Counter[str] = Counter()
+        self._index = index
+        self._reading = reading
+
+    def see(self, rows: Iterable[RawRow], sight: Sight) -> None:
+        """Judge the rows of one answer."""
+        for raw in rows:
+            stamp = fingerprint(raw)
+            key = raw_key(raw, self._reading.key_path)
+            name = NAMELESS + stamp.hex() if key is None else key
+            self.seen.add(name)
+            self.counts["rows"] += 1
+            before = self.entries.get(name) or self._index.get(name)
+            if is_known(before, stamp, self._reading.source.translation):
+                self.counts["unchanged"] += 1
+                continue
+            self._change(_Row(raw, key, name, stamp, before), sight)
+
+    def bury(self, key: str, sight: Sight) -> None:
+        """The key is gone: its tombstone, unless something newer is known."""
+        before = self._index.get(key)
+        entry = None if before is None else gone(before, sight.epoch, sight.read)
+        if entry is None:
+            return
+        self.entries[key] = entry
+        self.counts[Operation.DELETE] += 1
+        self._publish(self._event(key, entry, sight, None))
+
+    def labels(self) -> Counter[str]:
+        """How many records there are of each label."""
+        return Counter(record.label for record in self.records.values())
+
+    def _change(self, row: _Row, sight: Sight) -> None:
+        fault: Rejected | None = None
+        translated: Translated | None = None
+        try:
+            translated = translate(row.raw, row.key, self._reading)
+        except Rejected as error:
+            fault = error
+        version = None if translated is None else translated.source_version
+        translation = self._reading.source.translation
+        entry = judge(row.before, Seen(row.stamp, version, sight.epoch, sight.read, translation, sight.keyed))
+        if entry is None:
+            self.doubted.add(row.name)
+            return
+        self.doubted.discard(row.name)
+        if translated is not None and row.key is not None:
+            event = self._event(row.key, entry, _recaused(sight, row.before, entry), translated)
+            if len(codec.encode(event)) <= _MOST_RECORD_BYTES:
+                self.entries[row.name] = entry
+                self._publish(event)
+                return
+            fault = Rejected("too_large", f"its event is larger than {_MOST_RECORD_BYTES} bytes")
+            entry = msgspec.structs.replace(entry, state=State.QUARANTINED)
+        if fault is not None:
+            self.entries[row.name] = entry
+            self._quarantine(row, fault, sight)
+
+    def _publish(self, event: ChangeEvent) -> None:
+        partition_key = str(event.key)
+        self.records[partition_key] = Record(partition_key, codec.encode(event), event.cause)
+
+    def _quarantine(self, row: _Row, fault: Rejected, sight: Sight) -> None:
+        source, entity = self._reading.source, self._reading.shape.name
+        raw, text = msgspec.json.encode(row.raw), str(fault)[:2_000]
+        if len(raw) > _MOST_RAW_BYTES:
+            raw, text = raw[:_MOST_RAW_BYTES], f"{text} (raw row cut at {_MOST_RAW_BYTES} of {len(raw)} bytes)"
+        identity = f"{source.name}\n{row.name}\n{row.stamp.hex()}\n{source.translation}"
+        record = QuarantineRecord(
+            event_id=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
+            source=source.name,
+            entity=entity,
+            stage="translate",
+            reason=fault.reason,
+            message=text,
+            raw=raw,
+            observed_at=sight.observed_at,
+            key=row.key,
+        )
+        partition_key = str(EntityKey(entity, row.key or row.stamp.hex()))
+        self.records[partition_key] = Record(partition_key, codec.encode(record), QUARANTINE)
+
+    def _event(self, key: str, entry: Entry, sight: Sight, row: Translated | None) -> ChangeEvent:
+        """An upsert of that row, or a tombstone."""
+        name = EntityKey(self._reading.shape.name, key)
+        operation = Operation.DELETE if row is None else Operation.UPSERT
+        changed_at = None if row is None else row.changed_at
+        return ChangeEvent(
+            event_id=codec.event_id(name, entry.version, operation),
+            key=name,
+            version=entry.version,
+            operation=operation,
+            cause=sight.cause,
+            source=self._reading.source.name,
+            occurred_at=changed_at or sight.observed_at,
+            observed_at=sight.observed_at,
+            payload=None if row is None else row.payload,
+        )
+
+
+def _recaused(sight: Sight, before: Entry | None, entry: Entry) -> Sight:
+    """The same raw row under a newer translation is not something that happened in the back office."""
+    is_retranslated = (
+        before is not None
+        and before.state is State.LIVE
+        and before.fingerprint == entry.fingerprint
+        and before.translation < entry.translation
+    )
+    return sight._replace(cause=Cause.RETRANSLATE) if is_retranslated else sight

@@ -1,0 +1,152 @@
+"""The durable form of a source's key index: one snapshot and the journals after it, in S3.
+
+    <source>/snapshot/<journal>-<epoch>      the whole index, msgpack, key → entry
+    <source>/journal/<number>-<epoch>        the entries of one page, the same way
+
+Names carry the epoch, so that a poller that lost its lease never writes over its successor's objects; and its
+objects are seen for what they are: a journal counts as published when the cursor has come to its number *and* it
+is the one of the highest epoch under that number. Every other entry is unsure (`snapshot.doubtful`).
+
+What a crash leaves behind, step by step:
+
+1. before the journal: nothing. The page is fetched again.
+2. after the journal, before or amid publishing: entries newer than the cursor. They are unsure: whatever is seen
+   of those keys next is published, under the same version if it is the same row.
+3. after publishing, before the cursor: the same as 2; published twice, applied once.
+4. after the snapshot object, before the cursor names it: an object that nobody refers to; the next clean-up takes it.
+5. after the cursor names the snapshot, before the clean-up: journals at or below its number; ignored, then taken.
+6. the cursor's table is lost: the newest snapshot and every journal, all of them unsure; polling starts over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from poller.snapshot import Entry, Index, doubtful
+from poller.source import Cursor
+from tidegate.aws import aws_errors
+from tidegate.errors import Fatal
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(dict[str, Entry])
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """`journal`: number after which new journals go on. `is_orphaned`: objects without a cursor that knows them."""
+
+    index: Index
+    journal: int
+    is_orphaned: bool
+
+
+class IndexStore(Protocol):
+    async def load(self, cursor: Cursor) -> Opened:
+        """The index as the cursor vouches for it, with the rest unsure. Raises Transient, Fatal."""
+        ...
+
+    async def append(self, source: str, number: int, epoch: int, entries: Mapping[str, Entry]) -> None:
+        """Write one journal, durable when this returns. Raises Transient, Fatal."""
+        ...
+
+    async def write_snapshot(self, source: str, number: int, epoch: int, index: Index) -> str:
+        """Write the whole index as of journal `number`; answers the snapshot's name. Raises Transient, Fatal."""
+        ...
+
+    async def clean_up(self, cursor: Cursor) -> None:
+        """Delete what the cursor's snapshot makes superfluous. Raises Transient, Fatal."""
+        ...
+
+
+class _Name(NamedTuple):
+    number: int
+    epoch: int
+    key: str
+
+
+class S3IndexStore:
+    """`client` is an aiobotocore S3 client."""
+
+    def __init__(self, client: Any, bucket: str) -> None:
+        self._client = client
+        self._bucket = bucket
+
+    async def load(self, cursor: Cursor) -> Opened:
+        journals = sorted(await self._names(f"{cursor.source}/journal/"))
+        snapshots = sorted(await self._names(f"{cursor.source}/snapshot/"))
+        is_orphaned = cursor.snapshot == "" and cursor.journal == 0 and bool(journals or snapshots)
+        name = cursor.snapshot or (snapshots[-1].key if is_orphaned and snapshots else "")
+        index = Index(await self._read(name) if name else {})
+        start = _parse(name).number if name else -1
+        for each in journals:
+            if each.number <= start:
+                continue
+            entries = await self._read(each.key)
+            is_sure = each.number <= cursor.journal and not is_orphaned and _is_last(each, journals)
+            index.apply(
+                entries if is_sure else {key: doubtful(index.get(key), entry) for key, entry in entries.items()}
+            )
+        last = max((each.number for each in (*journals, *snapshots)), default=0)
+        return Opened(index=index, journal=last if is_orphaned else cursor.journal, is_orphaned=is_orphaned)
+
+    async def append(self, source: str, number: int, epoch: int, entries: Mapping[str, Entry]) -> None:
+        await self._write(f"{source}/journal/{number:012d}-{epoch}", entries)
+
+    async def write_snapshot(self, source: str, number: int, epoch: int, index: Index) -> str:
+        name = f"{source}/snapshot/{number:012d}-{epoch}"
+        await self._write(name, index.entries())
+        return name
+
+    async def clean_up(self, cursor: Cursor) -> None:
+        if not cursor.snapshot:
+            return
+        number = _parse(cursor.snapshot).number
+        old = [each.key for each in await self._names(f"{cursor.source}/journal/") if each.number <= number]
+        old += [
+            each.key
+            for each in await self._names(f"{cursor.source}/snapshot/")
+            if each.key != cursor.snapshot and each.epoch <= cursor.epoch
+        ]
+        for at in range(0, len(old), 1000):
+            with aws_errors("delete old journals"):
+                await self._client.delete_objects(
+                    Bucket=self._bucket,
+                    Delete={"Objects": [{"Key": key} for key in old[at : at + 1000]], "Quiet": True},
+                )
+
+    async def _names(self, prefix: str) -> list[_Name]:
+        found: list[_Name] = []
+        with aws_errors(f"list {prefix}"):
+            async for page in self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=prefix
+            ):
+                found.extend(_parse(item["Key"]) for item in page.get("Contents", ()))
+        return found
+
+    async def _read(self, key: str) -> dict[str, Entry]:
+        with aws_errors(f"read {key}"):
+            reply = await self._client.get_object(Bucket=self._bucket, Key=key)
+            body = await reply["Body"].read()
+        try:
+            return _decoder.decode(body)
+        except msgspec.MsgspecError as error:
+            raise Fatal(f"s3://{self._bucket}/{key} cannot be read: {error}; delete the source's objects") from error
+
+    async def _write(self, key: str, entries: Mapping[str, Entry]) -> None:
+        body = _encoder.encode(entries)
+        with aws_errors(f"write {key}"):
+            await self._client.put_object(Bucket=self._bucket, Key=key, Body=body)
+
+
+def _is_last(name: _Name, names: list[_Name]) -> bool:
+    return all(other.epoch <= name.epoch for other in names if other.number == name.number)
+
+
+def _parse(key: str) -> _Name:
+    number, _, epoch = key.rpartition("/")[2].partition("-")
+    try:
+        return _Name(int(number), int(epoch), key)
+    except ValueError:
+        raise Fatal(f"the object {key} is not one of the poller's; keep other objects out of its bucket") from None

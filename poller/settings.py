@@ -1,0 +1,69 @@
+"""The poller's settings, read once from TIDEGATE_… variables. What a source needs comes from its bubble."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from tidegate.settings import PREFIX, AwsSettings, HealthSettings, LeaseSettings, StreamSettings
+
+
+class PublishSettings(Struct, frozen=True, kw_only=True):
+    """How records go to Kinesis."""
+
+    call_bytes: Annotated[int, Meta(ge=1_100_000, le=5_000_000, description="one PutRecords; Kinesis takes 5 MiB")] = (
+        4_000_000
+    )
+    attempts: Annotated[int, Meta(ge=1, le=100, description="tries of one call before the page waits")] = 10
+    retry_s: Annotated[float, Meta(gt=0, description="first wait, at most; doubles, full jitter")] = 0.05
+    retry_most_s: Annotated[
+        float, Meta(gt=0, description="the most that wait becomes: a shard refills each second")
+    ] = 2.0
+    shards_refresh_s: Annotated[
+        float, Meta(gt=0, description="age of the shard list; a reshard is noticed earlier by its effects")
+    ] = 10.0
+
+
+class LoopSettings(Struct, frozen=True, kw_only=True):
+    """How one source is polled, beside what its declaration says."""
+
+    back_off_s: Annotated[
+        float, Meta(gt=0, description="first wait after a failure, at most; doubles, full jitter")
+    ] = 0.5
+    back_off_most_s: Annotated[
+        float, Meta(gt=0, description="the most that wait becomes; how late a recovery is noticed")
+    ] = 15.0
+    walk_failures: Annotated[
+        int, Meta(ge=1, description="failures in a row before a sweep starts over, as page tokens expire")
+    ] = 5
+    mass_deletion_rows: Annotated[
+        int, Meta(ge=0, description="a sweep may always delete this many rows of a source")
+    ] = 20
+    mass_deletion_percent: Annotated[
+        int, Meta(ge=0, le=100, description="or this share of them; above both a person must confirm")
+    ] = 30
+    tombstones: Annotated[int, Meta(ge=1, le=500, description="deletions published in one step")] = 200
+
+
+class PollerSettings(Struct, frozen=True, kw_only=True):
+    """Everything `python -m poller` reads from the environment."""
+
+    bubble: Annotated[str, Meta(description="import path of the bubble's module, e.g. examples.parcels.bubble")]
+    stream: StreamSettings
+    state_bucket: Annotated[str, Meta(description="S3 bucket for the key index")]
+    cursor_table: Annotated[str, Meta(description="DynamoDB table of the cursors")]
+    lease_table: Annotated[
+        str, Meta(extra={"env": f"{PREFIX}_POLLER_LEASE_TABLE"}, description="DynamoDB table of the pollers' leases")
+    ]
+    allow_mass_deletion: Annotated[
+        tuple[str, ...], Meta(description="sources whose mass deletion a person confirmed; unset it afterwards")
+    ] = ()
+    sources: Annotated[
+        tuple[str, ...], Meta(description="poll only these sources of the bubble; unset: all of them")
+    ] = ()
+    loop: LoopSettings = LoopSettings()
+    publish: PublishSettings = PublishSettings()
+    leases: LeaseSettings = LeaseSettings()
+    aws: AwsSettings = AwsSettings()
+    health: HealthSettings = HealthSettings()

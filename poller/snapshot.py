@@ -1,0 +1,168 @@
+"""What we know of every key: the index, and the rules by which a row is new, known, doubtful or gone.  (pure)
+
+One entry a key. It says what was published last (its version), of which raw row (its fingerprint), and whether
+the publishing is certain. The rules of `judge`:
+
+    no entry                                        publish, generation 0
+    the same raw row, translated as now             known: nothing to publish
+    the same raw row, an older translation          publish; a version that falls is the translator's doing
+    a higher or equal source version                publish, same generation
+    a lower source version, or a key that was gone  the source's own order broke: a keyed re-read sent after the
+                                                    key's last observation decides, and raises the generation
+
+An entry is *unsure* when its journal was written but the cursor did not come to say so: its event may or may not
+have been published. The same row is then published again under the same version, and the same event id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Set
+from enum import IntEnum
+
+import msgspec
+from msgspec.structs import replace
+
+from tidegate.event import Version
+
+NAMELESS = "\x00"
+"""Index keys of rows whose own key cannot be read start with it; a fingerprint follows."""
+
+
+class State(IntEnum):
+    LIVE = 0
+    GONE = 1
+    QUARANTINED = 2
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What was published last for a key. `fingerprint` is of the raw row, empty when gone."""
+
+    generation: int
+    source_version: int
+    epoch: int
+    read: int
+    translation: int
+    fingerprint: bytes
+    state: State = State.LIVE
+    unsure: bool = False
+
+    @property
+    def version(self) -> Version:
+        return Version(self.generation, self.source_version, self.epoch, self.read, self.translation)
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A row as one request showed it. `source_version` is None when the row could not be translated.
+
+    keyed: the request asked for this key by name, or nothing better exists.
+    """
+
+    fingerprint: bytes
+    source_version: int | None
+    epoch: int
+    read: int
+    translation: int
+    keyed: bool
+
+
+def fingerprint(row: Mapping[str, object]) -> bytes:
+    """Eight bytes that stand for the whole raw row, whatever the order of its columns."""
+    return hashlib.blake2b(msgspec.json.encode(row, order="deterministic"), digest_size=8).digest()
+
+
+def is_known(entry: Entry | None, row: bytes, translation: int) -> bool:
+    """Whether exactly this raw row was published already, by this translation or a newer one."""
+    return (
+        entry is not None
+        and entry.state is not State.GONE
+        and not entry.unsure
+        and entry.fingerprint == row
+        and entry.translation >= translation
+    )
+
+
+def judge(entry: Entry | None, seen: Seen) -> Entry | None:
+    """The entry to publish and keep; None when only a keyed re-read can tell. For rows that are not `is_known`."""
+    if entry is None:
+        return _published(0, seen, seen.source_version or 0)
+    if seen.source_version is None:
+        return _published(entry.generation, seen, entry.source_version)
+    if entry.state is not State.GONE and entry.fingerprint == seen.fingerprint:
+        if entry.unsure and entry.state is State.LIVE and entry.translation >= seen.translation:
+            return replace(entry, unsure=False)
+        fell = seen.source_version < entry.source_version
+        return _published(entry.generation + fell, seen, seen.source_version)
+    return _judge_changed(entry, seen, seen.source_version)
+
+
+def _judge_changed(entry: Entry, seen: Seen, source_version: int) -> Entry | None:
+    is_in_order = entry.state is not State.GONE and source_version >= entry.source_version
+    if is_in_order:
+        return _published(entry.generation, seen, source_version)
+    if seen.keyed and (seen.epoch, seen.read) > (entry.epoch, entry.read):
+        return _published(entry.generation + 1, seen, source_version)
+    return None
+
+
+def gone(entry: Entry, epoch: int, read: int) -> Entry | None:
+    """The tombstone of a key that a request showed to be gone; None when something newer is known already."""
+    if (epoch, read) <= (entry.epoch, entry.read) or (entry.state is State.GONE and not entry.unsure):
+        return None
+    return replace(entry, epoch=epoch, read=read, fingerprint=b"", state=State.GONE, unsure=False)
+
+
+def doubtful(known: Entry | None, journaled: Entry) -> Entry:
+    """An entry of a journal that the cursor does not vouch for, over what is known: never a lower generation."""
+    if known is not None and known.version > journaled.version:
+        return replace(known, unsure=True)
+    return replace(journaled, unsure=True)
+
+
+def deletion_limit(live: int, rows: int, percent: int) -> int:
+    """How many rows one sweep may delete without a person's word."""
+    return max(rows, live * percent // 100)
+
+
+class Index:
+    """Key → entry of one source, in memory. Changes come only from what was journaled and published."""
+
+    def __init__(self, entries: Mapping[str, Entry] | None = None) -> None:
+        self._entries: dict[str, Entry] = dict(entries or {})
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: str) -> Entry | None:
+        return self._entries.get(key)
+
+    def apply(self, changes: Mapping[str, Entry]) -> None:
+        self._entries.update(changes)
+
+    def drop(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._entries.pop(key, None)
+
+    def entries(self) -> Mapping[str, Entry]:
+        return self._entries
+
+    def live_count(self) -> int:
+        return sum(entry.state is not State.GONE for entry in self._entries.values())
+
+    def is_behind(self, translation: int) -> bool:
+        """Whether any row was published by an older translation."""
+        return any(e.translation < translation and e.state is not State.GONE for e in self._entries.values())
+
+    def unsure(self) -> list[str]:
+        return [key for key, entry in self._entries.items() if entry.unsure]
+
+    def missing(self, seen: Set[str]) -> Iterator[str]:
+        """Keys that a full walk should have shown and did not."""
+        for key, entry in self._entries.items():
+            if (entry.state is not State.GONE or entry.unsure) and key not in seen:
+                yield key
+
+
+def _published(generation: int, seen: Seen, version: int) -> Entry:
+    state = State.QUARANTINED if seen.source_version is None else State.LIVE
+    return Entry(generation, version, seen.epoch, seen.read, seen.translation, seen.fingerprint, state)

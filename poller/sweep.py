@@ -1,0 +1,194 @@
+"""A sweep: a walk over every key, which finds deletions and whatever polling for changes cannot see.
+
+One `step` is one request's worth, so that polls for changes wait no longer than that. The phases:
+
+    walk      every page; rows that are new or changed are published
+    confirm   keys that the walk should have shown and did not: asked for by name, since a row can slip a walk
+    bury      tombstones for those that are gone
+
+A deletion is believed when a keyed re-read does not show the key *and* shows another one that the walk just saw,
+or the file that is the whole truth lacks it, or, for want of both, when a second walk lacks it too. More deletions
+than the limit stop the burying, not the polling, until a person confirms. Nothing here is durable: after a restart
+the sweep begins anew.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from enum import Enum, auto
+
+from poller.changes import Changes, Sight
+from poller.snapshot import NAMELESS, State, deletion_limit
+from poller.source import FullWalk
+from poller.term import Term
+from tidegate import telemetry
+from tidegate.event import Cause, Operation
+
+_SLICE = 500
+"""Rows judged and committed at once: a file of a million rows must not block the event loop."""
+_CANARIES = 10
+
+
+class _Phase(Enum):
+    WALK = auto()
+    CONFIRM = auto()
+    BURY = auto()
+    DONE = auto()
+
+
+class Sweep:
+    """`suspects` are the keys that the walk before this one lacked, for sources without a keyed re-read.
+
+    After the last step: `as_of` as in `Page`, `missing` the next sweep's suspects, `is_held` whether deletions were
+    stopped, `is_idle` whether there was nothing new to walk.
+    """
+
+    def __init__(
+        self, term: Term, cause: Cause, suspects: frozenset[str] = frozenset(), *, allowed: bool = False
+    ) -> None:
+        self.cause = cause
+        self.seen: set[str] = set()
+        self.as_of: datetime | None = None
+        self.missing: frozenset[str] = frozenset()
+        self.mark = term.progress.mark
+        self.is_held = False
+        self.is_idle = False
+        self.rows = 0
+        self.deleted = 0
+        self.nominated_count = 0
+        self._term = term
+        self._suspects = suspects
+        self._allowed = allowed
+        self._phase = _Phase.WALK
+        self._position = FullWalk()
+        self._first_read: int | None = None
+        self._nominated: deque[str] = deque()
+        self._gone: dict[str, Sight] = {}
+        self._canaries: deque[str] = deque(maxlen=_CANARIES)
+        self._limit = 0
+        self._log = telemetry.get_logger("poller.sweep")
+
+    async def step(self) -> bool:
+        """One request's worth of work; True when the sweep is complete. Raises as `Source.fetch` and `Term.commit`."""
+        match self._phase:
+            case _Phase.WALK:
+                await self._walk()
+            case _Phase.CONFIRM:
+                await self._confirm()
+            case _Phase.BURY:
+                await self._bury()
+            case _Phase.DONE:
+                pass
+        return self._phase is _Phase.DONE
+
+    async def _walk(self) -> None:
+        term = self._term
+        read, page = await term.fetch(self._position, term.progress.mark)
+        self._first_read = self._first_read or read
+        if page.unchanged:
+            self.is_idle = True
+            self._phase = _Phase.DONE
+            return
+        sight = term.sight(read, page, self.cause)
+        for at in range(0, len(page.rows), _SLICE):
+            changes = await term.settle(page.rows[at : at + _SLICE], sight)
+            await self._commit(changes)
+            self.seen |= changes.seen
+            self._canaries.extend(
+                key for key in list(changes.seen)[:2] if (e := term.index.get(key)) and e.state is State.LIVE
+            )
+        self.rows += len(page.rows)
+        # `following` is durable nowhere: a sweep that is cut off begins anew.
+        self._position = page.following if isinstance(page.following, FullWalk) else FullWalk()
+        if not page.has_more:
+            self.as_of, self.mark = page.as_of, page.mark
+            self._nominate(sight)
+
+    def _nominate(self, last: Sight) -> None:
+        term = self._term
+        missing = list(term.index.missing(self.seen))
+        term.index.drop([key for key in missing if key.startswith(NAMELESS)])
+        missing = [key for key in missing if not key.startswith(NAMELESS)]
+        self.nominated_count = len(missing)
+        can_ask = term.source.reread_size > 0
+        self._limit = deletion_limit(
+            term.index.live_count(), term.settings.mass_deletion_rows, term.settings.mass_deletion_percent
+        )
+        if not can_ask and self.rows == 0:
+            # An empty walk with nobody to ask proves that something is wrong, not that all is gone.
+            self._limit = 0
+        if can_ask:
+            self._nominated.extend(missing)
+            self._phase = _Phase.CONFIRM if missing else _Phase.DONE
+            return
+        if term.source.absence_decides:
+            self._gone = dict.fromkeys(missing, last)
+        else:
+            first = last._replace(read=self._first_read or last.read)
+            self._gone = {key: first for key in missing if key in self._suspects}
+            self.missing = frozenset(missing) - self._gone.keys()
+        self._judge_mass()
+
+    async def _confirm(self) -> None:
+        """One batch of keys by name, with one among them that must come back."""
+        term = self._term
+        size = term.source.reread_size
+        canary = self._canaries[0] if self._canaries and size > 1 else None
+        batch = [self._nominated[at] for at in range(min(len(self._nominated), size - (canary is not None)))]
+        changes = self._term.changes()
+        asked = batch if canary is None or canary in batch else [*batch, canary]
+        answer = await term.reread(asked, self.cause, changes)
+        if answer is None:
+            self._phase = _Phase.DONE
+            return
+        sight, found = answer
+        if canary is not None and canary not in found:
+            await self._commit(changes)
+            self._canaries.popleft()
+            if not self._canaries:
+                self._log.error(
+                    telemetry.POLLER_REREAD_IGNORED, source=term.name, reason="it lacks keys that the walk just showed"
+                )
+                self._phase = _Phase.DONE
+            return
+        absent = {key: sight for key in batch if key not in found}
+        if self.nominated_count <= self._limit or self._allowed:
+            self._bury_in(changes, absent)
+        else:
+            self._gone |= absent
+        await self._commit(changes)
+        for _ in batch:
+            self._nominated.popleft()
+        if not self._nominated:
+            self._judge_mass()
+
+    def _judge_mass(self) -> None:
+        self.is_held = len(self._gone) > self._limit and not self._allowed
+        if self.is_held:
+            self._log.error(
+                telemetry.POLLER_DELETIONS_STOPPED, source=self._term.name, gone=len(self._gone), limit=self._limit
+            )
+        self._phase = _Phase.BURY if self._gone and not self.is_held else _Phase.DONE
+
+    async def _bury(self) -> None:
+        changes = self._term.changes()
+        batch: Sequence[str] = list(self._gone)[: self._term.settings.tombstones]
+        self._bury_in(changes, {key: self._gone[key] for key in batch})
+        await self._commit(changes)
+        for key in batch:
+            del self._gone[key]
+        if not self._gone:
+            self._phase = _Phase.DONE
+
+    def _bury_in(self, changes: Changes, absent: Mapping[str, Sight]) -> None:
+        for key, sight in absent.items():
+            changes.bury(key, sight)
+
+    async def _commit(self, changes: Changes) -> None:
+        await self._term.commit(changes, self._term.progress)
+        self.deleted += changes.counts[Operation.DELETE]
+        if self.cause is Cause.SWEEP:
+            drift = changes.labels()[Cause.SWEEP] - changes.counts[Operation.DELETE]
+            telemetry.POLLER_DRIFT.labels(self._term.name).inc(drift)
