@@ -1,0 +1,143 @@
+"""One connection to PostgreSQL for one sandbox, over asyncpg; vendor errors become ours here.
+
+A Lambda sandbox serves one request at a time, so it has one connection and no pool. Between requests the sandbox
+may be frozen for minutes while a firewall or a proxy forgets the connection; therefore a read that finds its old
+connection dead opens a new one and tries once more. It is a read: twice does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import asyncpg
+import msgspec
+
+from api.queries import Query
+from api.settings import Settings
+from tidegate.access_sql import READ_CALL, ROLE_CHECK
+from tidegate.errors import Fatal, TidegateError, Transient
+
+RETRY_AFTER_S = 2
+"""What callers are told while the database is away: a fail-over of Aurora takes seconds to tens of seconds."""
+
+# SQLSTATE classes that pass: connection, rollback, resources, operator intervention, object state, system.
+_PASSING = frozenset({"08", "25", "40", "53", "55", "57", "58"})
+
+
+class _ConnectionLost(Transient):
+    """The connection is of no more use; a new one may be."""
+
+
+class Read(msgspec.Struct, frozen=True):
+    """Rows as JSON texts in order; source → its oldest watermark, None while it has none everywhere."""
+
+    items: list[str]
+    as_of: dict[str, datetime | None]
+
+
+_encoder = msgspec.json.Encoder()
+_freshness = msgspec.json.Decoder(dict[str, datetime | None])
+
+
+class Database:
+    """The reader's connection; bound to the event loop of its first use."""
+
+    def __init__(self, settings: Settings, tables: Sequence[str]) -> None:
+        self._settings = settings
+        self._tables = list(tables)
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+
+    async def read(self, viewers: str, query: Query, sources: Sequence[str]) -> Read:
+        """Claims, freshness and rows in one statement, which is its own transaction.
+
+        Raises:
+            Transient: the database is away, or took longer than the statement timeout.
+            Fatal: it refuses us, its schema is not this release's, or the login may see more than it should.
+        """
+        was_open = self._connection is not None
+        try:
+            return await self._read(viewers, query, sources)
+        except _ConnectionLost:
+            if not was_open:
+                raise
+        return await self._read(viewers, query, sources)
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close(timeout=self._settings.connect_timeout_s)
+
+    async def _read(self, viewers: str, query: Query, sources: Sequence[str]) -> Read:
+        connection = await self._connected()
+        arguments = _encoder.encode(query.arguments).decode()
+        try:
+            found = await connection.fetchrow(
+                READ_CALL, viewers, query.statement, arguments, sources, timeout=self._settings.statement_timeout_s
+            )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            raise self._dropped(error) from error
+        if found is None:
+            raise Fatal("tidegate.read answered no row; run `tidegate migrate`")
+        return Read(found["items"], _freshness.decode(found["freshness"]))
+
+    async def _connected(self) -> asyncpg.Connection[asyncpg.Record]:
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        self._connection = None
+        settings = self._settings
+        try:
+            self._connection = await asyncpg.connect(
+                settings.database_url,
+                timeout=settings.connect_timeout_s,
+                command_timeout=settings.statement_timeout_s,
+                statement_cache_size=settings.statement_cache_size,
+            )
+            role = await self._connection.fetchrow(ROLE_CHECK, self._tables)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            raise self._dropped(error) from error
+        except ValueError as error:
+            # asyncpg's word for an address it cannot read; its text may hold the password.
+            raise Fatal("TIDEGATE_DATABASE_URL is not an address; use postgresql://…") from error
+        fault = _fault_of(role or {})
+        if fault is not None:
+            self._connection.terminate()
+            self._connection = None
+            raise Fatal(fault)
+        return self._connection
+
+    def _dropped(self, error: Exception) -> TidegateError:
+        """Give the connection up, whatever its state is, and say what the error means."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+        return translated(error)
+
+
+def translated(error: Exception) -> TidegateError:
+    """A vendor error as one of ours."""
+    if isinstance(error, TimeoutError):
+        return Transient(f"no answer in time: {error!r}", retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        if state.startswith("08") or state.startswith("57P"):
+            return _ConnectionLost(f"{state}: {error}", retry_after_s=RETRY_AFTER_S)
+        if state[:2] in _PASSING:
+            return Transient(f"{state}: {error}", retry_after_s=RETRY_AFTER_S)
+        return Fatal(f"PostgreSQL refuses the read ({state}): {error}")
+    return _ConnectionLost(f"connection lost: {error!r}", retry_after_s=RETRY_AFTER_S)
+
+
+def _fault_of(role: Mapping[str, object]) -> str | None:
+    """Why rows must not be read as this login: row-level security would not, or might not, hold."""
+    name = role.get("name", "?")
+    if role.get("superuser") or role.get("bypasses"):
+        kind = "a superuser" if role.get("superuser") else "a role with BYPASSRLS"
+        return f"the login {name} is or can become {kind} and would see every row; use a member of tidegate_reader only"
+    if role.get("owned"):
+        return f"the login {name} owns {role['owned']}; use a member of tidegate_reader, not the owner"
+    if role.get("unguarded"):
+        return f"row-level security is not forced on {role['unguarded']}; run `tidegate migrate`"
+    if role.get("missing"):
+        return f"the tables {role['missing']} do not exist; run `tidegate migrate`"
+    return None

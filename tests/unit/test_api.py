@@ -1,0 +1,320 @@
+"""The pure half of the API: claims, cursors, SQL, answers, events, and the route table over a fake database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api import queries
+from api.access import Unidentified, encode_viewers, viewers_of
+from api.answer import Answer, etag_of, freshness_headers, representation
+from api.app import App, unavailable
+from api.database import Read, translated
+from api.openapi import LARGEST_LIMIT
+from api.queries import Query
+from api.request import Request, request_of
+from api.settings import from_environment
+from tests.integration.library_bubble import Branch, Loan, Shelf, bubble
+from tidegate.bubble import Viewer
+from tidegate.entity import describe
+from tidegate.errors import Fatal, Transient
+
+LOANS, BRANCHES, SHELVES = describe(Loan), describe(Branch), describe(Shelf)
+VIEWERS = (
+    Viewer("reader", claim="username", prefix="reader-"),
+    Viewer("staff", claim="cognito:groups", prefix="staff-"),
+    Viewer("partner", claim="scope", prefix="tidegate/partner-"),
+)
+
+# --- claims → viewers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("claims", "found"),
+    [
+        ({"username": "reader-1001"}, {"everyone": ["*"], "reader": ["1001"]}),
+        ({"username": "ann", "cognito:groups": "[evening staff-north staff-south]"}, {"staff": ["north", "south"]}),
+        ({"cognito:groups": ["staff-b", "staff-a", "staff-a"]}, {"staff": ["a", "b"]}),
+        ({"cognito:groups": "staff-north"}, {"staff": ["north"]}),
+        ({"scope": "openid tidegate/partner-7 other/partner-8"}, {"partner": ["7"]}),
+        ({"username": "reader-", "cognito:groups": "[]"}, {}),
+        ({"username": "x-reader-1"}, {}),
+        ({"cognito:groups": None, "username": 17}, {}),
+        ({"cognito:groups": ["staff-\0", "staff-\ud800", "staff-é"]}, {"staff": ["é"]}),
+    ],
+)
+def test_claims_name_viewers(claims: Mapping[str, object], found: Mapping[str, list[str]]) -> None:
+    assert viewers_of(claims, VIEWERS) == {"everyone": ["*"], **found}
+
+
+@pytest.mark.parametrize("claims", [None, {}, {"username": "reader-1", "token_use": "id"}])
+def test_without_usable_claims_nobody_is_let_in(claims: Mapping[str, object] | None) -> None:
+    with pytest.raises(Unidentified):
+        viewers_of(claims, VIEWERS)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["username", "cognito:groups", "scope"]), st.text() | st.lists(st.text()), min_size=1
+    )
+)
+def test_viewers_can_always_be_encoded_and_are_never_empty(claims: dict[str, object]) -> None:
+    viewers = viewers_of(claims, (*VIEWERS, Viewer("any", claim="username")))
+    assert msgspec.json.decode(encode_viewers(viewers)) == viewers
+    assert all(ids and all(ids) for ids in viewers.values())
+    assert "\\u0000" not in encode_viewers(viewers)
+
+
+# --- queries ---------------------------------------------------------------------------------------
+
+
+def test_only_declared_fields_are_selected_and_values_are_never_text() -> None:
+    first, later = queries.page(LOANS, limit=51, after=None), queries.page(LOANS, limit=3, after="x' OR true --")
+    for query in (first, later, queries.row(LOANS, "x' OR true --")):
+        assert "OR true" not in query.statement
+        assert "_deleted" not in query.statement
+        assert "*" not in query.statement
+    assert first == Query(first.statement, {"limit": 51})
+    assert later.arguments == {"limit": 3, "after": "x' OR true --"}
+    assert "WHERE" not in first.statement
+    assert queries.row(SHELVES, "k").statement.endswith("""WHERE stored."id" = ($1 ->> 'key')::uuid)""")
+    assert "($1 ->> 'after')::bigint" in queries.page(BRANCHES, limit=1, after="5").statement
+
+
+@given(st.text(min_size=1))
+def test_a_cursor_brings_its_key_back_or_is_refused(key: str) -> None:
+    try:
+        cursor = queries.encode_cursor(LOANS, key)
+    except UnicodeEncodeError:
+        return
+    assert cursor.isascii()
+    assert "=" not in cursor
+    if queries.key_fits(LOANS, key):
+        assert queries.decode_cursor(LOANS, cursor) == key
+    else:
+        with pytest.raises(ValueError, match="no key"):
+            queries.decode_cursor(LOANS, cursor)
+
+
+@given(st.text())
+def test_a_made_up_cursor_is_refused_in_words(text: str) -> None:
+    with pytest.raises(ValueError, match="start again without a cursor"):
+        queries.decode_cursor(LOANS, "!" + text)
+
+
+def test_a_cursor_of_another_collection_is_refused() -> None:
+    with pytest.raises(ValueError, match="another collection"):
+        queries.decode_cursor(LOANS, queries.encode_cursor(BRANCHES, "1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [("1", True), ("-9223372036854775807", True), ("0", True), ("-0", False), ("007", False), ("+1", False), ("", False),
+     ("9223372036854775808", False), ("١", False), ("1 ", False), ("1" * 5000, False)],
+)  # fmt: skip
+def test_which_texts_can_be_an_integer_key(text: str, fits: bool) -> None:
+    assert queries.key_fits(BRANCHES, text) is fits
+
+
+# --- answers ---------------------------------------------------------------------------------------
+
+
+def test_etags_follow_the_bytes() -> None:
+    assert etag_of("a") == etag_of("a") != etag_of("b")
+    assert etag_of("a").startswith('"')
+    assert representation("a", None).status == 200
+    for tag in (etag_of("a"), "W/" + etag_of("a"), f'"x", {etag_of("a")}', "*"):
+        assert representation("a", tag) == Answer(status=304, headers={"ETag": etag_of("a")})
+    for tag in (etag_of("b"), "", etag_of("a").strip('"')):
+        assert representation("a", tag).status == 200
+
+
+OLD, NEW = datetime(2026, 11, 21, 5, 55, 3, tzinfo=UTC), datetime(2026, 11, 21, 6, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("as_of", "unwatermarked", "headers"),
+    [
+        ({"a": NEW, "b": OLD}, (), {"Data-As-Of": "2026-11-21T05:55:03Z"}),
+        ({"a": NEW, "b": None}, (), {"Data-Incomplete": "b"}),
+        ({"a": NEW}, ("x", "y"), {"Data-As-Of": "2026-11-21T06:00:00Z", "Data-Unwatermarked": "x,y"}),
+        ({}, ("x",), {"Data-Unwatermarked": "x"}),
+        ({}, (), {}),
+    ],
+)
+def test_freshness(as_of: dict[str, datetime | None], unwatermarked: tuple[str, ...], headers: dict[str, str]) -> None:
+    assert freshness_headers(as_of, unwatermarked) == headers
+
+
+# --- events ----------------------------------------------------------------------------------------
+
+
+def event(path: str, **context: Any) -> dict[str, Any]:
+    context = {"http": {"method": "get", "path": path}, "requestId": "r1", "stage": "$default"} | context
+    return {
+        "version": "2.0",
+        "rawPath": path,
+        "headers": {"If-None-Match": "x"},
+        "requestContext": context,
+        "body": None,
+    }
+
+
+def test_an_event_of_the_gateway() -> None:
+    claims = {"username": "ann", "exp": "1"}
+    request = request_of(event("/v1/loans/a%25b", authorizer={"jwt": {"claims": claims, "scopes": None}}))
+    assert request == Request(
+        method="GET", path="/v1/loans/a%b", query={}, headers={"if-none-match": "x"}, claims=claims, request_id="r1"
+    )
+    assert request_of(event("/prod/v1/loans", stage="prod")).path == "/v1/loans"
+    assert request_of(event("/v1/loans")).claims is None
+    assert request_of(event("/v1/loans", authorizer={"lambda": {}})).claims is None
+
+
+@pytest.mark.parametrize("wrong", [None, [], {}, {"version": "1.0", "path": "/"}, event("/v1") | {"version": "1.0"}])
+def test_another_kind_of_event_is_fatal(wrong: object) -> None:
+    with pytest.raises(Fatal, match="payload format"):
+        request_of(wrong)
+
+
+# --- the route table -------------------------------------------------------------------------------
+
+
+class FakeDatabase:
+    """Answers what it is told to, and remembers what it was asked."""
+
+    def __init__(self, items: Sequence[str] = (), failure: Exception | None = None) -> None:
+        self.items = list(items)
+        self.failure = failure
+        self.asked: list[tuple[str, Query, Sequence[str]]] = []
+
+    async def read(self, viewers: str, query: Query, sources: Sequence[str]) -> Read:
+        self.asked.append((viewers, query, sources))
+        if self.failure is not None:
+            raise self.failure
+        return Read(self.items, {source: OLD for source in sources})
+
+
+async def ask(database: FakeDatabase, path: str, **changes: Any) -> Answer:
+    request = Request(
+        method="GET", path=path, query={}, headers={}, claims={"username": "reader-1"}, request_id="r1"
+    )  # fmt: skip
+    return await App(bubble, database).answer(msgspec.structs.replace(request, **changes))
+
+
+def problem_of(answer: Answer) -> dict[str, Any]:
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem: dict[str, Any] = msgspec.json.decode(answer.body)
+    assert problem["status"] == answer.status
+    assert problem["request_id"] == answer.headers["X-Request-Id"] == "r1"
+    assert set(problem) <= {"type", "title", "status", "detail", "where", "request_id"}
+    return problem
+
+
+async def test_a_page_asks_for_one_row_more_and_hands_on_the_texts() -> None:
+    database = FakeDatabase(['{"number":1,"name":"a"}', '{"number":2,"name":"b"}', '{"number":3,"name":"c"}'])
+    answer = await ask(database, "/v1/town-branches", query={"limit": "2"})
+    assert database.asked[0][0] == '{"everyone":["*"],"reader":["1"]}'
+    assert database.asked[0][1].arguments == {"limit": 3}
+    page = msgspec.json.decode(answer.body)
+    assert [item["number"] for item in page["items"]] == [1, 2]
+    assert queries.decode_cursor(BRANCHES, page["next_cursor"]) == "2"
+    await ask(database, "/v1/town-branches", query={"cursor": page["next_cursor"]})
+    assert database.asked[1][1].arguments == {"limit": 51, "after": "2"}
+
+
+@pytest.mark.parametrize("limit", ["0", str(LARGEST_LIMIT + 1), "-1", "1.0", "", "ten", "1,2", "１", "9" * 5000])
+async def test_a_bad_limit_says_what_and_where(limit: str) -> None:
+    database = FakeDatabase()
+    problem = problem_of(await ask(database, "/v1/loans", query={"limit": limit}))
+    assert problem["status"] == 400
+    assert problem["type"] == "urn:tidegate:problem:bad-limit"
+    assert problem["where"] == {"in": "query", "name": "limit"}
+    assert "1 to 200" in problem["detail"]
+    assert database.asked == []
+
+
+async def test_a_bad_cursor_says_what_and_where() -> None:
+    problem = problem_of(await ask(FakeDatabase(), "/v1/loans", query={"cursor": "tampered"}))
+    assert (problem["status"], problem["where"]) == (400, {"in": "query", "name": "cursor"})
+
+
+@pytest.mark.parametrize("path", ["/v1/nope", "/v1", "/v1/", "/", "/loans", "/v2/loans", "/v1/openapi.json/x"])
+async def test_unknown_paths(path: str) -> None:
+    problem = problem_of(await ask(FakeDatabase(), path))
+    assert problem["status"] == 404
+    assert "/v1/loans" in problem["detail"]
+
+
+async def test_a_row_that_is_not_there() -> None:
+    answer = await ask(FakeDatabase(), "/v1/loans/a/b")
+    assert problem_of(answer)["type"] == "urn:tidegate:problem:no-such-row"
+    assert answer.headers["Data-As-Of"] == "2026-11-21T05:55:03Z"
+
+
+async def test_other_methods_and_missing_claims() -> None:
+    refused = await ask(FakeDatabase(), "/v1/loans", method="DELETE")
+    assert (refused.status, refused.headers["Allow"]) == (405, "GET")
+    anonymous = await ask(FakeDatabase(), "/v1/loans", claims=None)
+    assert (problem_of(anonymous)["status"], anonymous.headers["WWW-Authenticate"]) == (401, "Bearer")
+
+
+async def test_the_specification_is_open_and_can_be_asked_for_again() -> None:
+    first = await ask(FakeDatabase(), "/v1/openapi.json", claims=None)
+    assert first.status == 200
+    again = await ask(FakeDatabase(), "/v1/openapi.json", claims=None, headers={"if-none-match": first.headers["ETag"]})
+    assert again.status == 304
+
+
+@pytest.mark.parametrize(
+    ("failure", "seconds"),
+    [(Transient("secret host", retry_after_s=1.2), "2"), (Transient("x"), "1"), (Fatal("x"), "30")],
+)
+async def test_an_unreadable_database_is_503_without_details(failure: Transient | Fatal, seconds: str) -> None:
+    with pytest.raises(type(failure)):
+        await ask(FakeDatabase(failure=failure), "/v1/loans")
+    answer = unavailable(failure, "r1")
+    assert problem_of(answer)["status"] == 503
+    assert answer.headers["Retry-After"] == seconds
+    assert "secret" not in answer.body
+
+
+# --- settings and errors ---------------------------------------------------------------------------
+
+ENVIRONMENT = {"TIDEGATE_BUBBLE": "b", "TIDEGATE_DATABASE_URL": "postgresql://u:hush@h/d"}
+
+
+def test_settings_have_defaults_and_hide_the_password() -> None:
+    settings = from_environment({**ENVIRONMENT, "TIDEGATE_STATEMENT_CACHE_SIZE": "16"})
+    assert (settings.statement_timeout_s, settings.connect_timeout_s, settings.statement_cache_size) == (5.0, 3.0, 16)
+    assert "hush" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"TIDEGATE_BUBBLE": ""}, {"TIDEGATE_DATABASE_URL": ""}, {"TIDEGATE_STATEMENT_TIMEOUT_S": "soon"},
+     {"TIDEGATE_CONNECT_TIMEOUT_S": "0"}, {"TIDEGATE_STATEMENT_TIMEOUT_S": "nan"}, {"TIDEGATE_STATEMENT_CACHE_SIZE": "-1"}],
+)  # fmt: skip
+def test_a_wrong_setting_names_its_variable(change: dict[str, str]) -> None:
+    with pytest.raises(Fatal, match=next(iter(change))):
+        from_environment({**ENVIRONMENT, **change})
+
+
+def test_every_error_of_postgresql_is_one_of_ours() -> None:
+    codes = {kind.sqlstate: kind for kind in vars(asyncpg.exceptions).values() if getattr(kind, "sqlstate", None)}
+    assert len(codes) > 200
+    ours = {state: translated(kind("x")) for state, kind in codes.items() if issubclass(kind, asyncpg.PostgresError)}
+    assert all(isinstance(error, Transient | Fatal) for error in ours.values())
+    for state in ("08006", "57P01", "57P03", "57014", "53300", "40001", "55P03"):
+        assert isinstance(ours[state], Transient), state
+    for state in ("28P01", "28000", "3D000", "42P01", "42883", "42501", "22P02"):
+        assert isinstance(ours[state], Fatal), state
+    for error in (ConnectionRefusedError(), TimeoutError(), asyncpg.InterfaceError("connection is closed")):
+        assert isinstance(translated(error), Transient)
