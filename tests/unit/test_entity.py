@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
@@ -104,6 +105,6 @@ def test_an_unsupported_type_is_refused_with_what_to_use(hint: object) -> None:
         "__module__": __name__,
         "meta": Meta(collection="things", key="number", readers=ALL),
     }
-    thing = type(Entity)("Thing", (Entity,), namespace)
+    thing = types.new_class("Thing", (Entity,), exec_body=lambda body: body.update(namespace))
     with pytest.raises(BubbleError, match=r"Thing\.odd: the type .* has no column; use one of str, int"):
         describe(thing)

@@ -1,0 +1,151 @@
+"""The front-office page of the embedded stack: static files, sign-in and the API under one origin.
+
+    GET  /            the page, from web/front
+    GET  /demo.json   who can sign in, with their generated passwords, and the back offices' screens
+    POST /sign-in     {"username", "password"} → {"access_token", "expires_in"}; 401 for wrong ones
+    GET  /v1/…        handed to the API gateway as it is
+
+On AWS the page is a static site, sign-in is the user pool's own, and the API has its own address. Sign-in by
+password through this server exists for the embedded stack only, and it listens on 127.0.0.1 only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from local import gateway, paths
+
+_CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_SECURITY = {
+    "Content-Security-Policy": _CONTENT_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_PASSED_ON = ("Authorization", "If-None-Match", "Accept")
+_HANDED_BACK = (
+    "Content-Type", "ETag", "Cache-Control", "Data-As-Of", "Data-Incomplete", "Data-Unwatermarked",
+    "WWW-Authenticate", "X-Request-Id", "Retry-After",
+)  # fmt: skip
+_API_S = 15.0
+_LARGEST_BODY_BYTES = 10_000
+
+SignIn = Callable[[str, str], Awaitable[gateway.Tokens]]
+
+
+class Person(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who can sign in."""
+
+    username: str
+    password: str
+    title: str
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    title: str
+    url: str
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What `/demo.json` says."""
+
+    title: str
+    users: list[Person]
+    back_offices: list[Link]
+
+
+class Site(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page server needs. `api_url`: the gateway's address, without a slash at its end."""
+
+    api_url: str
+    about: About
+    sign_in: SignIn
+
+
+class _Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    username: str
+    password: str
+
+
+@asynccontextmanager
+async def serving(site: Site, port: int) -> AsyncIterator[str]:
+    """Serve the page on 127.0.0.1; yields its address."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_API_S)) as session:
+        app = web.Application(client_max_size=_LARGEST_BODY_BYTES)
+        app.on_response_prepare.append(_secure)
+        server = _Pages(site, session)
+        app.router.add_get("/demo.json", server.about)
+        app.router.add_post("/sign-in", server.sign_in)
+        app.router.add_get("/v1/{rest:.*}", server.api)
+        for file in sorted(paths.web("front").iterdir()):
+            if file.is_file():
+                app.router.add_get("/" if file.name == "index.html" else f"/{file.name}", _file(file))
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            tcp = web.TCPSite(runner, "127.0.0.1", port)
+            await tcp.start()
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+
+class _Pages:
+    def __init__(self, site: Site, session: aiohttp.ClientSession) -> None:
+        self._site = site
+        self._session = session
+
+    async def about(self, request: web.Request) -> web.Response:
+        return _json(self._site.about)
+
+    async def sign_in(self, request: web.Request) -> web.Response:
+        # A page of another origin cannot send this type without asking first, and is not answered then.
+        if request.content_type != "application/json":
+            return _json({"error": "send JSON"}, 415)
+        try:
+            credentials = msgspec.json.decode(await request.read(), type=_Credentials)
+        except ValueError as error:
+            return _json({"error": str(error)}, 400)
+        try:
+            tokens = await self._site.sign_in(credentials.username, credentials.password)
+        except gateway.SignInRefused:
+            return _json({"error": "user name or password is wrong"}, 401)
+        return _json({"access_token": tokens.access_token, "expires_in": tokens.expires_in})
+
+    async def api(self, request: web.Request) -> web.Response:
+        headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        address = f"{self._site.api_url}{request.raw_path}"
+        try:
+            async with self._session.get(address, headers=headers) as answer:
+                body = await answer.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return _json({"title": "The API does not answer", "detail": str(error)}, 502)
+        kept = {name: answer.headers[name] for name in _HANDED_BACK if name in answer.headers}
+        return web.Response(status=answer.status, body=body, headers=kept)
+
+
+async def _secure(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(_SECURITY)
+
+
+def _file(file: Path) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(file, headers={"Cache-Control": "no-cache"})
+
+    return serve
+
+
+def _json(answer: object, status: int = 200) -> web.Response:
+    headers = {"Cache-Control": "no-store"}
+    return web.Response(
+        status=status, body=msgspec.json.encode(answer), content_type="application/json", headers=headers
+    )
