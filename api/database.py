@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 
 from api.queries import Query
-from api.settings import Settings
+from api.settings import ApiSettings
 from tidegate.access_sql import READ_CALL, ROLE_CHECK
 from tidegate.errors import Fatal, TidegateError, Transient
 
@@ -43,7 +43,7 @@ _freshness = msgspec.json.Decoder(dict[str, datetime | None])
 class Database:
     """The reader's connection; bound to the event loop of its first use."""
 
-    def __init__(self, settings: Settings, tables: Sequence[str]) -> None:
+    def __init__(self, settings: ApiSettings, tables: Sequence[str]) -> None:
         self._settings = settings
         self._tables = list(tables)
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
@@ -88,7 +88,7 @@ class Database:
         settings = self._settings
         try:
             self._connection = await asyncpg.connect(
-                settings.database_url,
+                settings.database_url.reveal(),
                 timeout=settings.connect_timeout_s,
                 command_timeout=settings.statement_timeout_s,
                 statement_cache_size=settings.statement_cache_size,

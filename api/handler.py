@@ -19,15 +19,16 @@ from api.app import App, unavailable
 from api.database import Database
 from api.log import AWAY, FATAL, REQUEST, log
 from api.request import Request, request_of
-from api.settings import Settings, from_environment
+from api.settings import ApiSettings
 from tidegate.bubble import load
 from tidegate.errors import Fatal, Transient
+from tidegate.settings import read
 
 
 class Sandbox:
     """What lives as long as the Lambda sandbox: loop, connection, route table."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ApiSettings) -> None:
         bubble = load(settings.bubble)
         self._database = Database(settings, [shape.table for shape in bubble.shapes])
         self._app = App(bubble, self._database)
@@ -45,7 +46,7 @@ class Sandbox:
 @lru_cache(maxsize=1)
 def _sandbox() -> Sandbox:
     # What fails is not kept, so the next request tries again.
-    return Sandbox(from_environment(os.environ))
+    return Sandbox(read(ApiSettings, os.environ))
 
 
 def handler(event: object, context: object) -> dict[str, object]:

@@ -101,7 +101,7 @@ def _array(shape: EntityShape, tail: str) -> str:
     columns = ", ".join(f"{_rendered(field)} AS {quoted(field.name)}" for field in shape.fields)
     return (
         # Names only, all admitted by tidegate.entity.
-        f"SELECT ARRAY(SELECT row_to_json(shown)::text FROM {quoted(shape.table)} AS stored "  # noqa: S608
+        f"SELECT ARRAY(SELECT row_to_json(shown)::text FROM {quoted(shape.table)} AS stored "
         f"CROSS JOIN LATERAL (SELECT {columns}) AS shown {tail})"
     )
 

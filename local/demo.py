@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
@@ -115,20 +114,19 @@ async def _status(stack: Stack) -> str:
             stats = await answer.json()
         behind += sum(stats["rows"].values())
         changes += stats["changes"]
-    sources = [source.name for source in stack.bubble.sources if source.watermark]
     connection = await asyncpg.connect(stack.database("operator_login"), timeout=5)
     try:
         front = 0
         for shape in stack.bubble.shapes:
-            front += await connection.fetchval(f'SELECT count(*) FROM "{shape.table}" WHERE NOT _deleted')  # noqa: S608
-        as_of = await connection.fetchval("SELECT min(as_of) FROM tidegate.data_as_of($1)", sources)
+            front += await connection.fetchval(f'SELECT count(*) FROM "{shape.table}" WHERE NOT _deleted')
         filed = await connection.fetchval("SELECT count(*) FROM tidegate.dead_letter")
     finally:
         await connection.close()
-    age = "unknown" if as_of is None else f"{max(0.0, (datetime.now(UTC) - as_of).total_seconds()):.1f} s"
+    age_s = await demo_once.oldest_age_s(stack)
+    age = "not known yet" if age_s is None else f"{age_s:.1f} s ago"
     restarts = sum(child.restarts for child in stack.supervisor.children)
     return (
-        f"back office {behind} rows, {changes} changes | front office {front} rows, as of {age} ago | "
+        f"back office {behind} rows, {changes} changes | front office {front} rows, as of {age} | "
         f"dead letters {filed} | restarts {restarts}"
     )
 

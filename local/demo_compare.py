@@ -95,7 +95,7 @@ async def compare(stack: Stack) -> Difference:
 async def projected(connection: asyncpg.Connection, shape: EntityShape) -> Rows:
     """The live rows of one table, in the API's JSON form, by key."""
     columns = ", ".join(f'"{field.name}"' for field in shape.fields)
-    records = await connection.fetch(f'SELECT {columns} FROM "{shape.table}" WHERE NOT _deleted')  # noqa: S608
+    records = await connection.fetch(f'SELECT {columns} FROM "{shape.table}" WHERE NOT _deleted')
     rows: list[Row] = msgspec.to_builtins([dict(record) for record in records])
     return {str(row[shape.key.name]): row for row in rows}
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+import asyncpg
 import msgspec
 
 from local import gateway
@@ -20,6 +21,9 @@ CATCH_UP_S = 120.0
 LIFE_S = 25.0
 CHANGES_PER_S = 5.0
 SETTLE_S = 20.0
+SETTLED_WITHIN_S = 20.0
+SETTLED_FOR_S = 3.0
+FRESH_S = 6.0
 _QUIET_PAUSE_S = 1.0
 
 
@@ -62,6 +66,7 @@ async def once(stack: Stack, *, chaos: bool, started: float) -> Report:
     clock = time.monotonic()
     await _caught_up(stack, FIRST_SYNC_S, "first sync")
     first_sync_s = time.monotonic() - clock
+    await _settled(stack)
     sampler = Sampler(stack)
     await _live(stack, sampler)
     clock = time.monotonic()
@@ -130,6 +135,38 @@ async def _caught_up(stack: Stack, within_s: float, what: str) -> Difference:
             stack.say(f"{what}: not done within {within_s:.0f} s")
             return difference
         await asyncio.sleep(_QUIET_PAUSE_S)
+
+
+async def _settled(stack: Stack) -> None:
+    """Wait, bounded, until the workers have shared the shards: a new process takes some over from an old one,
+    and each such hand-over makes its shard wait for seconds. That is a deployment, not ordinary life.
+    """
+    stack.say("waiting until every source is fresh")
+    deadline = time.monotonic() + SETTLED_WITHIN_S
+    fresh_since = time.monotonic()
+    while time.monotonic() < min(deadline, fresh_since + SETTLED_FOR_S):
+        await asyncio.sleep(0.5)
+        age_s = await oldest_age_s(stack)
+        if age_s is None or age_s > FRESH_S:
+            fresh_since = time.monotonic()
+
+
+async def oldest_age_s(stack: Stack) -> float | None:
+    """How old the oldest watermark of the bubble's sources is; None while one is missing."""
+    sources = [source.name for source in stack.bubble.sources if source.watermark]
+    connection = await asyncpg.connect(stack.database("operator_login"), timeout=5)
+    try:
+        ages: list[float | None] = [
+            record["age_s"]
+            for record in await connection.fetch(
+                "SELECT extract(epoch FROM clock_timestamp() - as_of)::float AS age_s FROM tidegate.data_as_of($1)",
+                sources,
+            )
+        ]
+    finally:
+        await connection.close()
+    known = [age for age in ages if age is not None]
+    return max(known, default=0.0) if len(known) == len(ages) else None
 
 
 async def live(stack: Stack, changes_per_s: float) -> None:

@@ -16,6 +16,7 @@ is Cognito's real address; ministack finds the keys of its pools by itself.
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import io
 import os
@@ -92,6 +93,10 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     function: str
     machines: Mapping[str, tuple[str, str]]
 
+    def __repr__(self) -> str:
+        # The machines' secrets stay out of logs.
+        return f"Deployment({self.api_url!r})"
+
 
 async def deploy(
     *,
@@ -117,7 +122,7 @@ async def deploy(
             "TIDEGATE_BUBBLE": bubble,
             "TIDEGATE_DATABASE_URL": database_url,
             "TIDEGATE_STATEMENT_CACHE_SIZE": "16",
-            "PYTHONPATH": _search_path(bubble),
+            "PYTHONPATH": search_path(bubble),
         }
         arn = await _make_function(await clients.open("lambda"), function, environment)
         issuer = f"https://cognito-idp.{region}.amazonaws.com/{pool_id}"
@@ -158,10 +163,10 @@ async def sign_in(deployment: Deployment, username: str, password: str) -> Token
 async def sign_in_machine(deployment: Deployment, name: str) -> Tokens:
     """Raises SignInRefused when the user pool does not know the machine's credentials."""
     client_id, secret = deployment.machines[name]
-    form = {"grant_type": "client_credentials"}
+    basic = base64.b64encode(f"{client_id}:{secret}".encode()).decode()
     async with (
-        aiohttp.ClientSession(auth=aiohttp.BasicAuth(client_id, secret)) as session,
-        session.post(f"{deployment.endpoint_url}/oauth2/token", data=form) as answer,
+        aiohttp.ClientSession(headers={"Authorization": f"Basic {basic}"}) as session,
+        session.post(f"{deployment.endpoint_url}/oauth2/token", data={"grant_type": "client_credentials"}) as answer,
     ):
         if answer.status != 200:
             raise SignInRefused(f"{name}: {await answer.text()}")
@@ -329,7 +334,7 @@ async def _first_answer(deployment: Deployment) -> None:
             raise DeployFailed(f"the API answers {answer.status}: {(await answer.text())[:500]}")
 
 
-def _search_path(bubble: str) -> str:
+def search_path(bubble: str) -> str:
     """Where the function finds the package `api` and the bubble, beyond what is installed."""
     places = [Path(api.__file__).resolve().parent.parent]
     spec = importlib.util.find_spec(bubble.partition(".")[0])

@@ -39,6 +39,9 @@ _HANDED_BACK = (
 _API_S = 15.0
 _LARGEST_BODY_BYTES = 10_000
 
+_HOSTS = frozenset({"127.0.0.1", "localhost"})
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SignIn = Callable[[str, str], Awaitable[gateway.Tokens]]
 
 
@@ -80,7 +83,7 @@ class _Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def serving(site: Site, port: int) -> AsyncIterator[str]:
     """Serve the page on 127.0.0.1; yields its address."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_API_S)) as session:
-        app = web.Application(client_max_size=_LARGEST_BODY_BYTES)
+        app = web.Application(client_max_size=_LARGEST_BODY_BYTES, middlewares=[_own_host_only])
         app.on_response_prepare.append(_secure)
         server = _Pages(site, session)
         app.router.add_get("/demo.json", server.about)
@@ -133,11 +136,19 @@ class _Pages:
         return web.Response(status=answer.status, body=body, headers=kept)
 
 
+@web.middleware
+async def _own_host_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse other host names: a page of the web could give this address a name of its own and read the passwords."""
+    if request.url.host not in _HOSTS:
+        return _json({"error": f"ask for {' or '.join(sorted(_HOSTS))}"}, 421)
+    return await handler(request)
+
+
 async def _secure(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_SECURITY)
 
 
-def _file(file: Path) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _file(file: Path) -> Handler:
     async def serve(request: web.Request) -> web.StreamResponse:
         return web.FileResponse(file, headers={"Cache-Control": "no-cache"})
 

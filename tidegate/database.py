@@ -39,6 +39,7 @@ CLASSES: dict[str, Verdict] = {
     "0L": "access",  # invalid grantor
     "0P": "access",  # invalid role specification
     "0Z": "fatal",  # diagnostics exception
+    "10": "fatal",  # XQuery error
     "20": "fatal",  # case not found
     "21": "fatal",  # cardinality violation: coalescing has a bug
     "22": "rejected",  # data exception

@@ -77,7 +77,9 @@ async def run(stop: asyncio.Event) -> None:
             known_shards=discovery.known_shards,
             list_leases=store.scan,
         )
-        coordinator = Coordinator(store, owner_name(settings.name), settings.leases, consumer.run, discover=discovery.leases)
+        coordinator = Coordinator(
+            store, owner_name(settings.name), settings.leases, consumer.run, discover=discovery.leases
+        )
         await coordinator.run(stop)
 
 

@@ -13,7 +13,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from tidegate import telemetry
 from tidegate.errors import Superseded, Transient
@@ -77,7 +77,7 @@ class _Life:
 
     async def run(self) -> None:
         start = await self._open()
-        deliveries = cast("AsyncGenerator[Delivery, None]", self._shared.reader.read(self._hold.key, start))
+        deliveries = self._shared.reader.read(self._hold.key, start)
         async with aclosing(deliveries), asyncio.TaskGroup() as group:
             ahead = _ReadAhead(deliveries)
             pump = group.create_task(ahead.pump())

@@ -6,7 +6,7 @@ that was not asked for, and a sink is idempotent: the same batch twice is once, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -41,7 +41,7 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
 
 class RecordReader(Protocol):
-    def read(self, shard_id: str, start: Checkpoint) -> AsyncIterator[Delivery]:
+    def read(self, shard_id: str, start: Checkpoint) -> AsyncGenerator[Delivery, None]:
         """Deliver all records after `start`, in order, for ever or to the end of the shard.
 
         Empty deliveries are a sign of life. Raises Transient when retries are used up, Fatal when a person must act.

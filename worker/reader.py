@@ -14,7 +14,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from tidegate import aws, telemetry
@@ -33,6 +33,7 @@ _EXPIRED = "ExpiredIteratorException"
 _NOT_FOUND = "ResourceNotFoundException"
 _FOREIGN = "InvalidArgumentException"
 _RETRY_BASE_S = 0.1
+_CLOCK_SKEW_S = 60.0
 
 
 class KinesisReader:
@@ -57,7 +58,7 @@ class KinesisReader:
         self._ranges = {shard.id: shard.hash_range for shard in shards}
         return shards
 
-    async def read(self, shard_id: str, start: Checkpoint) -> AsyncIterator[Delivery]:
+    async def read(self, shard_id: str, start: Checkpoint) -> AsyncGenerator[Delivery, None]:
         reading = _ShardReading(self, shard_id, start)
         try:
             while True:
@@ -166,8 +167,8 @@ class _ShardReading:
         if self._began_s is None:
             self._began_s = time.time()
             return {"ShardIteratorType": "LATEST"}
-        # LATEST again would skip what came in since.
-        return {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": self._began_s}
+        # LATEST again would skip what came in since. Our clock is not Kinesis'; a little too early does no harm.
+        return {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": self._began_s - _CLOCK_SKEW_S}
 
     async def _is_gone(self) -> bool:
         """True when the stream is there and the shard is not; a missing stream raises Fatal."""

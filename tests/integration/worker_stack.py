@@ -44,7 +44,9 @@ def free_port() -> int:
 async def wait_for(condition: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> None:
     """Ask until it is true; a time-out fails the test."""
     async with asyncio.timeout(within_s):
-        while not await condition():
+        while True:
+            if await condition():
+                return
             await asyncio.sleep(0.05)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -20,12 +23,14 @@ from api.database import Read, translated
 from api.openapi import LARGEST_LIMIT
 from api.queries import Query
 from api.request import Request, request_of
-from api.settings import from_environment
+from api.settings import ApiSettings
 from tests.integration.library_bubble import Branch, Loan, Shelf, bubble
 from tidegate.bubble import Viewer
 from tidegate.entity import describe
 from tidegate.errors import Fatal, Transient
+from tidegate.settings import read
 
+ROOT = Path(__file__).parents[2]
 LOANS, BRANCHES, SHELVES = describe(Loan), describe(Branch), describe(Shelf)
 VIEWERS = (
     Viewer("reader", claim="username", prefix="reader-"),
@@ -292,7 +297,7 @@ ENVIRONMENT = {"TIDEGATE_BUBBLE": "b", "TIDEGATE_DATABASE_URL": "postgresql://u:
 
 
 def test_settings_have_defaults_and_hide_the_password() -> None:
-    settings = from_environment({**ENVIRONMENT, "TIDEGATE_STATEMENT_CACHE_SIZE": "16"})
+    settings = read(ApiSettings, {**ENVIRONMENT, "TIDEGATE_STATEMENT_CACHE_SIZE": "16"})
     assert (settings.statement_timeout_s, settings.connect_timeout_s, settings.statement_cache_size) == (5.0, 3.0, 16)
     assert "hush" not in repr(settings)
 
@@ -304,7 +309,7 @@ def test_settings_have_defaults_and_hide_the_password() -> None:
 )  # fmt: skip
 def test_a_wrong_setting_names_its_variable(change: dict[str, str]) -> None:
     with pytest.raises(Fatal, match=next(iter(change))):
-        from_environment({**ENVIRONMENT, **change})
+        read(ApiSettings, {**ENVIRONMENT, **change})
 
 
 def test_every_error_of_postgresql_is_one_of_ours() -> None:
@@ -318,3 +323,29 @@ def test_every_error_of_postgresql_is_one_of_ours() -> None:
         assert isinstance(ours[state], Fatal), state
     for error in (ConnectionRefusedError(), TimeoutError(), asyncpg.InterfaceError("connection is closed")):
         assert isinstance(translated(error), Transient)
+
+
+# --- cold start ------------------------------------------------------------------------------------
+
+
+def test_the_handler_starts_without_the_heavy_libraries() -> None:
+    code = (
+        "import sys, api.handler, tidegate.bubble; tidegate.bubble.load('examples.parcels.bubble'); print(*sys.modules)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "asyncpg" in loaded
+    heavy = {
+        "aiobotocore",
+        "botocore",
+        "sqlalchemy",
+        "alembic",
+        "pydantic",
+        "aiohttp",
+        "structlog",
+        "worker",
+        "poller",
+        "local",
+    }
+    assert heavy.isdisjoint(loaded)

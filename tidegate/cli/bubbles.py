@@ -19,7 +19,11 @@ from tidegate.settings import Variable
 
 Verbs = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
 
-_PROGRAMS = {"poller": ("poller.settings", "PollerSettings"), "worker": ("worker.settings", "WorkerSettings")}
+_PROGRAMS = {
+    "poller": ("poller.settings", "PollerSettings"),
+    "worker": ("worker.settings", "WorkerSettings"),
+    "api": ("api.settings", "ApiSettings"),
+}
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:

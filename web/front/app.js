@@ -266,5 +266,7 @@ function drawDetail(changes) {
 }
 
 function initials(title) {
-  return title.split(/\s+/).map((word) => word[0] ?? "").filter((letter) => /[\p{L}\p{N}]/u.test(letter)).slice(0, 2).join("").toUpperCase();
+  const words = title.split(/\s+/).filter(Boolean);
+  const last = words.at(-1) ?? "";
+  return `${words[0]?.[0] ?? ""}${words.length > 1 ? (/\d$/.test(last) ? last.at(-1) : last[0]) : ""}`.toUpperCase();
 }

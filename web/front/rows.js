@@ -1,7 +1,7 @@
 // The table of one collection: on a narrow screen the style sheet makes each row a card.
 
 import { $, element, flash } from "/dom.js";
-import { shown, toneOf, words } from "/schema.js";
+import { briefly, compared, shown, toneOf, words } from "/schema.js";
 
 const MOST_DRAWN = 300;
 
@@ -19,6 +19,8 @@ export class Table {
   #drawn = new Map();
   #open;
   #choice = null;
+  #order = { field: null, isDown: false };
+  #again = () => {};
 
   constructor(open) {
     this.#open = open;
@@ -29,19 +31,48 @@ export class Table {
     this.#collection = collection;
     this.#drawn.clear();
     this.#choice = null;
-    const heads = collection.columns.map((field) => element("th", { scope: "col", class: `kind-${field.kind}` }, field.title));
+    const byKey = { field: collection.fields.find((field) => field.name === collection.key), isDown: false };
+    this.#order = collection.recent ? { field: collection.recent, isDown: true } : byKey;
+    const heads = collection.columns.map((field) => this.#head(field));
     $("table").replaceChildren(
       element("caption", { class: "visually-hidden" }, collection.summary || collection.title),
       element("thead", {}, element("tr", {}, ...heads)),
       element("tbody"),
     );
     $("rows-title").textContent = collection.title;
+    this.#markOrder();
+  }
+
+  #head(field) {
+    const sort = () => {
+      this.#order = { field, isDown: this.#order.field === field ? !this.#order.isDown : field.kind === "time" };
+      this.#markOrder();
+      this.#again();
+    };
+    return element("th", { scope: "col", class: `kind-${field.kind}`, data: { name: field.name } },
+      element("button", { type: "button", class: "sort", on: { click: sort } }, field.title));
+  }
+
+  #markOrder() {
+    for (const head of $("table").tHead.rows[0].cells) {
+      if (head.dataset.name !== this.#order.field.name) head.removeAttribute("aria-sort");
+      else head.setAttribute("aria-sort", this.#order.isDown ? "descending" : "ascending");
+    }
+  }
+
+  #ordered(rows) {
+    const { field, isDown } = this.#order;
+    const key = this.#collection.key;
+    const direction = isDown ? -1 : 1;
+    return rows.toSorted((one, other) =>
+      direction * compared(field, one[field.name], other[field.name]) || (String(one[key]) < String(other[key]) ? -1 : 1));
   }
 
   /** Draw the rows that match the search and the chip; `changes` are made visible. */
   draw(rows, search, changes, again) {
+    this.#again = again;
     this.#drawChips(rows, again);
-    const wanted = rows.filter((row) => this.#matches(row, search));
+    const wanted = this.#ordered(rows.filter((row) => this.#matches(row, search)));
     const body = $("table").tBodies[0];
     const changed = new Map(changes.map((change) => [change.key, change]));
     const keep = new Map();
@@ -90,7 +121,9 @@ export class Table {
     const value = row[field.name];
     const data = { label: field.title };
     if (field.name !== this.#collection.key) {
-      return element("td", { class: `kind-${field.kind}`, data }, valueNode(field, value));
+      const node = valueNode(field, value);
+      if (field.kind === "time" && value) node.textContent = briefly(value);
+      return element("td", { class: `kind-${field.kind}`, data }, node);
     }
     const open = (event) => {
       event.stopPropagation();

@@ -1,6 +1,7 @@
 // From the API's OpenAPI document to what the page shows: collections, fields, formats. Knows no bubble by name.
 
-const MOST_COLUMNS = 8;
+const MOST_COLUMNS = 7;
+const RECENT = ["changed_at", "updated_at", "modified_at", "revision"];
 
 const TONES = {
   good: ["delivered", "arrived", "active", "open", "paid", "done", "ready", "returned_in_time", "available", "ok"],
@@ -28,8 +29,10 @@ export function collectionsOf(specification) {
 
 function collection(specification, name, key, row) {
   const fields = Object.entries(row.properties).map(([field, schema]) => fieldOf(specification, field, schema));
-  const columns = columnsOf(fields, key);
-  return { name, title: words(name), summary: row.description ?? "", key, fields, columns };
+  // What tells the latest change, so that what just happened can stand first.
+  const recent = RECENT.map((one) => fields.find((field) => field.name === one)).find(Boolean) ?? null;
+  const columns = columnsOf(fields, key, recent);
+  return { name, title: words(name), summary: row.description ?? "", key, fields, columns, recent };
 }
 
 function fieldOf(specification, name, raw) {
@@ -63,12 +66,13 @@ function resolved(specification, schema) {
   return current;
 }
 
-/** The key, then the choices people look for, then the rest as long as there is room. */
-function columnsOf(fields, key) {
+/** The key, the choice people look for, the rest as long as there is room, and when it changed. */
+function columnsOf(fields, key, recent) {
   const first = fields.filter((field) => field.name === key);
   const choices = fields.filter((field) => field.name !== key && field.kind === "choice").slice(0, 1);
-  const rest = fields.filter((field) => ![...first, ...choices].includes(field) && field.name !== "revision");
-  return [...first, ...choices, ...rest].slice(0, MOST_COLUMNS);
+  const last = recent?.kind === "time" ? [recent] : [];
+  const rest = fields.filter((field) => ![...first, ...choices, recent].includes(field));
+  return [...[...first, ...choices, ...rest].slice(0, MOST_COLUMNS - last.length), ...last];
 }
 
 export function words(name) {
@@ -82,6 +86,23 @@ export function toneOf(value) {
 
 const times = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 const dates = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeZone: "UTC" });
+
+/** Orders two values of a field; none comes first. */
+export function compared(field, one, other) {
+  if (one === other) return 0;
+  if (one === null || other === null) return one === null ? -1 : 1;
+  if (field.kind === "number" || field.kind === "integer") return Number(one) - Number(other);
+  return String(one) < String(other) ? -1 : 1;
+}
+
+const hours = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+const days = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+
+/** A time for a narrow column: today's without the day. */
+export function briefly(value) {
+  const time = new Date(value);
+  return (time.toDateString() === new Date().toDateString() ? hours : days).format(time);
+}
 
 /** The text of one value, as people read it; an en dash for none. */
 export function shown(field, value) {

@@ -1,0 +1,163 @@
+"""Records → changes, watermarks or dead letters; whatever comes, nothing is raised."""
+
+from __future__ import annotations
+
+import enum
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate import codec
+from tidegate.entity import EVERYONE, Entity, Meta, Reader
+from tidegate.event import Cause, ChangeEvent, EntityKey, Operation, QuarantineRecord, Version, Watermark
+from worker.batch import Change, DeadLetter, Mark, Position
+from worker.decode import Decoder
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+HERE = Position(7, 0)
+
+
+class Size(enum.Enum):
+    SMALL = "S"
+
+
+class Box(Entity):
+    meta = Meta(collection="boxes", key="number", readers=(Reader(EVERYONE),))
+    number: int
+    size: Size
+    price: Decimal
+    packed_at: datetime | None
+
+
+class Label(Entity):
+    meta = Meta(collection="labels", key="id", readers=(Reader(EVERYONE),))
+    id: UUID
+
+
+DECODER = Decoder((Box, Label))
+GOOD: dict[str, Any] = {"number": 5, "size": "S", "price": "1.20", "packed_at": "2026-11-21T00:00:00Z"}
+
+
+def event(
+    payload: dict[str, Any] | None, key: str = "5", entity: str = "box", occurred_at: datetime = NOW
+) -> ChangeEvent:
+    operation = Operation.DELETE if payload is None else Operation.UPSERT
+    return ChangeEvent(
+        event_id="e1", key=EntityKey(entity, key), version=Version(0, 1, 1, 1, 1), operation=operation, cause=Cause.LIVE,
+        source="boxes", occurred_at=occurred_at, observed_at=NOW, payload=payload,
+    )  # fmt: skip
+
+
+def decode(given_event: ChangeEvent | Watermark | QuarantineRecord) -> Change | Mark | DeadLetter:
+    return DECODER.decode(HERE, codec.encode(given_event))
+
+
+def test_a_payload_becomes_typed_values_in_the_order_of_the_fields() -> None:
+    found = decode(event(GOOD))
+    assert isinstance(found, Change)
+    assert found.key == 5
+    assert found.values == (5, "S", Decimal("1.20"), NOW)
+    assert type(found.values[1]) is str
+
+
+def test_a_deletion_has_its_typed_key_only() -> None:
+    found = decode(event(None))
+    assert isinstance(found, Change)
+    assert (found.key, found.values) == (5, None)
+    identity = "7f1c3f0e-9d3b-4a52-8f7e-0a4d3c1b2a10"
+    found = decode(event(None, key=identity, entity="label"))
+    assert isinstance(found, Change)
+    assert found.key == UUID(identity)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (event({**GOOD, "number": "five"}), "Expected `int`"),
+        (event({**GOOD, "size": "XL"}), "Invalid enum value"),
+        (event({**GOOD, "more": 1}), "unknown field"),
+        (event({**GOOD, "packed_at": "2026-11-21T00:00:00"}), "without offset"),
+        (event({**GOOD, "price": "1e131072"}), "more digits"),
+        (event({**GOOD, "price": "1e-16384"}), "more digits"),
+        (event({**GOOD, "price": "NaN"}), "no number"),
+        (event({**GOOD, "number": 6}), "is not the key"),
+        (event(GOOD, key="05"), "is not the key"),
+        (event(None, key="05"), "not written as"),
+        (event(None, key="x"), "no integer key"),
+        (
+            event({"id": "7F1C3F0E-9D3B-4A52-8F7E-0A4D3C1B2A10"}, "7F1C3F0E-9D3B-4A52-8F7E-0A4D3C1B2A10", "label"),
+            "is not",
+        ),
+    ],
+)
+def test_what_is_not_the_entity_is_a_dead_letter_that_names_the_event(bad: ChangeEvent, words: str) -> None:
+    found = decode(bad)
+    assert isinstance(found, DeadLetter)
+    assert (found.stage, found.reason, found.position) == ("decode", "invalid", HERE)
+    assert (found.entity, found.key, found.source, found.event_id) == (*bad.key, "boxes", "e1")
+    assert words in found.message
+    assert found.payload == codec.encode(bad)
+
+
+def test_an_entity_the_bubble_does_not_know_is_filed() -> None:
+    found = decode(event(GOOD, entity="crate"))
+    assert isinstance(found, DeadLetter)
+    assert found.reason == "unknown_entity"
+
+
+def test_an_event_time_without_offset_is_filed() -> None:
+    text = codec.encode(event(GOOD)).replace(b'"time":"2026-11-21T00:00:00Z"', b'"time":"2026-11-21T00:00:00"')
+    found = DECODER.decode(HERE, text)
+    assert isinstance(found, DeadLetter)
+    assert found.reason == "invalid"
+
+
+def test_watermarks_pass_unless_the_database_would_choke_on_them() -> None:
+    good = Watermark(event_id="w", source="boxes", as_of=NOW)
+    assert decode(good) == Mark(HERE, good)
+    for bad in (
+        msgspec.structs.replace(good, source="a\0b"),
+        msgspec.structs.replace(good, source="a" * 600),
+        msgspec.structs.replace(good, as_of=datetime(2026, 11, 21)),
+    ):
+        assert isinstance(decode(bad), DeadLetter)
+
+
+def test_a_quarantine_record_is_filed_with_its_raw_bytes() -> None:
+    raw = b"\xff\x00 raw row"
+    found = decode(
+        QuarantineRecord(
+            event_id="q", source="boxes", entity="box", stage="translate", reason="invalid", message="why", raw=raw,
+            observed_at=NOW, key="5",
+        )
+    )  # fmt: skip
+    assert found == DeadLetter(
+        position=HERE, stage="translate", reason="invalid", message="why", payload=raw, entity="box", key="5",
+        source="boxes", event_id="q",
+    )  # fmt: skip
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.binary(max_size=100) | json_values.map(msgspec.json.encode))
+def test_any_bytes_are_filed_whole(data: bytes) -> None:
+    found = DECODER.decode(HERE, data)
+    assert isinstance(found, DeadLetter)
+    assert found.payload == data
+
+
+@given(st.dictionaries(st.sampled_from(list(GOOD)), json_values))
+def test_any_payload_is_a_change_or_a_dead_letter(changed: dict[str, Any]) -> None:
+    found = decode(event({**GOOD, **changed}))
+    assert isinstance(found, Change | DeadLetter)

@@ -1,0 +1,105 @@
+"""The breaker, the pace of the calls, and what each error of the database means."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.database import CLASSES, CODES, translate, verdict_of
+from tidegate.errors import Fatal, Rejected, Transient
+from worker.dead_letter import Breaker
+from worker.reader import CallPace
+from worker.settings import RejectSettings
+
+LIMITS = RejectSettings(window_s=10.0, share=0.5, minimum=4)
+
+
+def test_the_breaker_needs_both_the_number_and_the_share() -> None:
+    breaker = Breaker(LIMITS)
+    breaker.note(3, 3, 0.0)
+    breaker.note(97, 20, 1.0)
+    with pytest.raises(Fatal, match="TIDEGATE_REJECT_SHARE"):
+        breaker.note(100, 90, 2.0)
+
+
+def test_the_breaker_forgets_what_is_older_than_its_window() -> None:
+    breaker = Breaker(LIMITS)
+    breaker.note(3, 3, 0.0)
+    breaker.note(3, 3, 10.5)
+    breaker.note(2, 0, 11.0)
+    with pytest.raises(Fatal):
+        breaker.note(1, 1, 12.0)
+
+
+@given(st.lists(st.floats(0, 0.5), min_size=1, max_size=60), st.integers(1, 5))
+def test_no_second_holds_more_calls_than_allowed(pauses: list[float], calls: int) -> None:
+    pace = CallPace(calls)
+    now_s, starts = 100.0, []
+    for pause_s in pauses:
+        now_s += pause_s
+        now_s += pace.delay_s(now_s)
+        pace.note(now_s)
+        starts.append(now_s)
+    for number, start in enumerate(starts[calls:]):
+        assert start - starts[number] >= 1.0 - 1e-9
+
+
+def known_errors() -> list[type[asyncpg.PostgresError]]:
+    found, waiting = [], [asyncpg.PostgresError]
+    while waiting:
+        error = waiting.pop()
+        waiting += error.__subclasses__()
+        found.append(error)
+    return [error for error in found if getattr(error, "sqlstate", None)]
+
+
+@pytest.mark.parametrize("error", known_errors(), ids=lambda error: error.__name__)
+def test_every_error_the_driver_knows_is_of_a_mapped_class(error: type[asyncpg.PostgresError]) -> None:
+    sqlstate = str(error.sqlstate)
+    assert sqlstate[:2] in CLASSES or sqlstate in CODES
+    assert isinstance(translate(error("x"), "try"), Transient | Rejected | Fatal)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (asyncpg.DeadlockDetectedError("x"), Transient, "could not write"),
+        (asyncpg.SerializationError("x"), Transient, ""),
+        (asyncpg.CannotConnectNowError("starting up"), Transient, "starting up"),
+        (asyncpg.AdminShutdownError("x"), Transient, ""),
+        (asyncpg.TooManyConnectionsError("x"), Transient, ""),
+        (asyncpg.QueryCanceledError("statement time-out"), Transient, ""),
+        (asyncpg.ReadOnlySQLTransactionError("failover"), Transient, ""),
+        (asyncpg.InvalidCachedStatementError("x"), Transient, ""),
+        (asyncpg.ConnectionDoesNotExistError("x"), Transient, ""),
+        (asyncpg.InterfaceError("the connection is closed"), Transient, "closed"),
+        (ConnectionRefusedError("x"), Transient, ""),
+        (TimeoutError(), Transient, "TimeoutError"),
+        (asyncpg.NumericValueOutOfRangeError("x"), Rejected, "22003"),
+        (asyncpg.CheckViolationError("x"), Rejected, "23514"),
+        (asyncpg.ProgramLimitExceededError("x"), Rejected, "54000"),
+        (asyncpg.CardinalityViolationError("x"), Fatal, "21000"),
+        (asyncpg.UndefinedTableError("x"), Fatal, "run `tidegate migrate`"),
+        (asyncpg.UndefinedColumnError("x"), Fatal, "run `tidegate migrate`"),
+        (asyncpg.InvalidSchemaNameError("x"), Fatal, "run `tidegate migrate`"),
+        (asyncpg.InsufficientPrivilegeError("x"), Fatal, "role"),
+        (asyncpg.InvalidPasswordError("x"), Fatal, "TIDEGATE_DATABASE_URL"),
+        (asyncpg.exceptions.ClientConfigurationError("x"), Fatal, "TIDEGATE_DATABASE_URL"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_we_meet_means_what_it_should(error: Exception, kind: type[Exception], words: str) -> None:
+    translated = translate(error, "write")
+    assert type(translated) is kind
+    assert words in str(translated)
+
+
+def test_reasons_are_stable_words() -> None:
+    reasons = [translate(error("x"), "write") for error in (asyncpg.CheckViolationError, asyncpg.DataError)]
+    assert [error.reason for error in reasons if isinstance(error, Rejected)] == ["check_violation", "unstorable"]
+
+
+def test_an_unknown_code_is_loud() -> None:
+    assert verdict_of("ZZ999") == "fatal"
