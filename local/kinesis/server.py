@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 from uuid import uuid4
@@ -24,6 +25,7 @@ CONTENT_TYPE = "application/x-amz-json-1.1"
 TARGET_PREFIX = "Kinesis_20131202."
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 SHUTDOWN_S = 2.0
+_log = logging.getLogger(__name__)
 
 Given = TypeVar("Given", bound=msgspec.Struct)
 Operation = Callable[[Catalogue, bytes], bytes]
@@ -148,6 +150,8 @@ async def serving(settings: Settings, clock: Clock | None = None) -> AsyncIterat
     Raises LogDamaged when the directory cannot be used, OSError when the port is taken.
     """
     catalogue = await asyncio.to_thread(Catalogue, settings, clock or Clock())
+    if catalogue.damaged_bytes:
+        _log.warning("cut off %d bytes of half-written records that were never acknowledged", catalogue.damaged_bytes)
     runner = web.AppRunner(application(catalogue), access_log=None, shutdown_timeout=SHUTDOWN_S)
     try:
         await runner.setup()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.contract.kinesis_peers import (
     ROOT,
@@ -64,9 +64,14 @@ def log_files(directory: Path, shard: str) -> list[Path]:
     return sorted((directory / "logs").glob(f"stream-*/{shard}.*.log"))
 
 
+def said(directory: Path) -> str:
+    """What the servers of this directory wrote to their standard error."""
+    return (directory / "ours.log").read_text()
+
+
 async def test_every_acknowledged_record_survives_kill_9(restarts: Restarts) -> None:
     acknowledged: dict[str, str] = {}
-    enough = asyncio.Event()
+    enough, killed = asyncio.Event(), asyncio.Event()
 
     async def write(client: Any, stream: str, writer: int) -> None:
         for number in range(100_000):
@@ -74,8 +79,10 @@ async def test_every_acknowledged_record_survives_kill_9(restarts: Restarts) -> 
             entries = [{"Data": name.encode(), "PartitionKey": name} for name in names]
             try:
                 answer = await client.put_records(StreamName=stream, Records=entries)
-            except BotoCoreError:
+            except (BotoCoreError, ClientError):
+                assert killed.is_set(), "a put failed while the server lived"
                 return
+            assert answer["FailedRecordCount"] == 0
             acknowledged.update(zip(names, (entry["SequenceNumber"] for entry in answer["Records"]), strict=True))
             if len(acknowledged) > 4_000:
                 enough.set()
@@ -86,6 +93,7 @@ async def test_every_acknowledged_record_survives_kill_9(restarts: Restarts) -> 
             for writer in range(4):
                 group.create_task(write(client, stream, writer))
             await asyncio.wait_for(enough.wait(), 20)
+            killed.set()
             restarts.kill()
     async with client_of(restarts.again()) as client:
         found = {
@@ -112,6 +120,7 @@ async def test_a_torn_last_line_is_cut_off(restarts: Restarts, torn: bytes) -> N
     with path.open("ab") as log:
         log.write(torn)
     async with client_of(restarts.again()) as client:
+        assert f"cut off {len(torn)} bytes" in said(restarts.directory)
         second = await client.put_record(StreamName=stream, Data=b"next", PartitionKey="k")
         assert int(second["SequenceNumber"]) > int(first["SequenceNumber"])
         records, _ = await read_on(client, opened)

@@ -135,11 +135,18 @@ async def test_a_renewal_whose_reply_was_lost_is_recognised(store: LeaseStore) -
     assert await store.renew(lease) == renewed
 
 
-async def test_a_holder_two_writes_behind_is_lost(store: LeaseStore) -> None:
+async def test_several_writes_whose_replies_were_lost_are_recognised(store: LeaseStore) -> None:
     lease = await taken(store)
-    await store.renew(await store.renew(lease))
+    renewed = await store.renew(await store.renew(lease))
+    assert await store.renew(lease) == renewed
+
+
+async def test_a_lease_that_the_same_owner_took_anew_is_lost_to_the_older_hold(store: LeaseStore) -> None:
+    older = await taken(store)
+    newer = await store.take(older, ME)
     with pytest.raises(Superseded):
-        await store.renew(lease)
+        await store.renew(older)
+    assert await now(store) == newer
 
 
 Write = Callable[[LeaseStore, Lease], Any]
