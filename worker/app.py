@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from tidegate import aws, bubble, health, telemetry
+from tidegate.bubble import Bubble
 from tidegate.database import connect
 from tidegate.errors import Transient
 from tidegate.leases import (
@@ -36,7 +37,7 @@ from worker.decode import Decoder
 from worker.ports import RecordReader, Sink
 from worker.reader import KinesisReader
 from worker.settings import WorkerSettings
-from worker.shards import wanted_leases
+from worker.shards import Shard, finished, wanted_leases
 
 log = telemetry.get_logger(__name__)
 
@@ -66,21 +67,26 @@ async def run(stop: asyncio.Event) -> None:
                 return
             readiness.yes(part)
         reader = KinesisReader(kinesis, stream, settings.read)
-        discovery = Discovery(reader, sink, store, LATEST if settings.start_position == "LATEST" else TRIM_HORIZON)
-        consumer = Consumer(
-            reader=reader,
-            sink=sink,
-            decoder=Decoder(loaded.entities),
-            breaker=Breaker(settings.reject),
-            batch=settings.batch,
-            settings=settings.consumer,
-            known_shards=discovery.known_shards,
-            list_leases=store.scan,
-        )
-        coordinator = Coordinator(
-            store, owner_name(settings.name), settings.leases, consumer.run, discover=discovery.leases
-        )
-        await coordinator.run(stop)
+        await _coordinator(settings, loaded, reader, sink, store).run(stop)
+
+
+def _coordinator(
+    settings: WorkerSettings, loaded: Bubble, reader: RecordReader, sink: Sink, store: LeaseStore
+) -> Coordinator:
+    """The adapters, joined to what takes leases and works on them."""
+    discovery = Discovery(reader, sink, store, LATEST if settings.start_position == "LATEST" else TRIM_HORIZON)
+    consumer = Consumer(
+        reader=reader,
+        sink=sink,
+        decoder=Decoder(loaded.entities),
+        breaker=Breaker(settings.reject),
+        batch=settings.batch,
+        settings=settings.consumer,
+        register=discovery.register,
+        list_leases=store.scan,
+    )
+    owner = owner_name(settings.name)
+    return Coordinator(store, owner, settings.leases, consumer.run, discover=discovery.leases)
 
 
 async def _prepared(prepare: Callable[[], Awaitable[None]], waits: Callable[[str], None], stop: asyncio.Event) -> bool:
@@ -114,21 +120,32 @@ class Discovery:
         self._sink = sink
         self._store = store
         self._initial = initial
-        self._known: frozenset[str] = frozenset()
+        self._is_registered = False
 
-    def known_shards(self) -> frozenset[str]:
-        """Shards that are read or could be, by the last look."""
-        return self._known
+    async def register(self) -> None:
+        """Make the shards known to the database if the last look could not. Raises Transient.
+
+        A consumer awaits it before it writes anything: from then on the database's freshness counts every shard.
+        """
+        if not self._is_registered:
+            await self._register(await self._reader.list_shards(), await self._store.scan())
 
     async def leases(self) -> Sequence[Lease]:
         """The leases that are missing. Raises Transient or Fatal."""
         shards = await self._reader.list_shards()
         leases = await self._store.scan()
         wanted = wanted_leases(shards, leases, self._initial)
-        self._known = planner.startable([*leases, *wanted])
+        self._is_registered = False
         try:
-            await self._sink.register(sorted(self._known))
+            await self._register(shards, [*leases, *wanted])
         except Transient as error:
-            # Each consumer registers them too, before it writes anything.
+            # Each consumer sees to it before it writes anything.
             log.warning(telemetry.WRITE_FAILED, doing="register", error=str(error))
         return wanted
+
+    async def _register(self, shards: Sequence[Shard], leases: Sequence[Lease]) -> None:
+        lineage = [(parent, shard.id) for shard in shards for parent in shard.parent_ids]
+        unfinished = await self._sink.register(planner.startable(leases), lineage, finished(shards, leases))
+        if unfinished:
+            log.error(telemetry.DATABASE_BEHIND, shards=unfinished)
+        self._is_registered = True

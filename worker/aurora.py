@@ -8,7 +8,7 @@ until the rows at fault stand alone and are filed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from tidegate.database import Connection, Database, database_errors
 from tidegate.entity import EntityShape
@@ -41,13 +41,20 @@ class AuroraSink:
             for text in (statements.FENCE, statements.MARKS, statements.FILE):
                 await connection.prepare(text)
 
-    async def register(self, shard_ids: Sequence[str]) -> None:
+    async def register(
+        self, shard_ids: Collection[str], lineage: Collection[tuple[str, str]], finished: Collection[str]
+    ) -> list[str]:
+        parents, children = [parent for parent, _ in lineage], [child for _, child in lineage]
         async with self._database.transaction("register shards") as connection:
-            await connection.execute(statements.REGISTER, self._stream, sorted(shard_ids))
+            await connection.execute(statements.LOCK_FAMILY, self._stream)
+            await connection.execute(statements.REGISTER, self._stream, sorted(shard_ids), parents, children)
+            await connection.execute(statements.RETIRE, self._stream, sorted(finished))
+            rows = await connection.fetch(statements.UNFINISHED, self._stream, sorted(finished))
+        return [row["shard_id"] for row in rows]
 
     async def open(self, shard_id: str, counter: int, replaces: int | None = None) -> ShardState:
         async with self._database.transaction(f"open shard {shard_id}") as connection:
-            await connection.execute(statements.REGISTER, self._stream, [shard_id])
+            await connection.execute(statements.ADD, self._stream, [shard_id])
             await connection.execute(statements.OPEN, self._stream, shard_id, counter, replaces)
             row = await connection.fetchrow(statements.STATE, self._stream, shard_id)
         if row is None:
@@ -73,9 +80,10 @@ class AuroraSink:
 
     async def end(self, shard_id: str, counter: int, child_ids: Sequence[str]) -> None:
         async with self._database.transaction(f"end shard {shard_id}") as connection:
+            await connection.execute(statements.LOCK_FAMILY, self._stream)
             if not await self._lock(connection, shard_id, counter):
                 return
-            await connection.execute(statements.REGISTER, self._stream, sorted(child_ids))
+            await connection.execute(statements.ADD, self._stream, sorted(child_ids))
             await connection.execute(statements.INHERIT, self._stream, shard_id, sorted(child_ids))
             await connection.execute(statements.REMOVE_SHARD, self._stream, shard_id)
 

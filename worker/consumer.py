@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -35,8 +35,8 @@ _RETRY_BASE_S = 0.1
 class Consumer:
     """Makes the life of each shard; what all shards of the process share is given once.
 
-    known_shards  every shard that is being read or could be, by the last look at the stream
-    list_leases   the lease table
+    register     makes the stream's other shards known to the database, unless they are
+    list_leases  the lease table
     """
 
     reader: RecordReader
@@ -45,7 +45,7 @@ class Consumer:
     breaker: Breaker
     batch: BatchSettings
     settings: ConsumerSettings
-    known_shards: Callable[[], Iterable[str]]
+    register: Callable[[], Awaitable[None]]
     list_leases: Callable[[], Awaitable[Sequence[Lease]]]
 
     async def run(self, hold: Hold) -> None:
@@ -92,7 +92,7 @@ class _Life:
     async def _open(self) -> Checkpoint:
         """Announce ourselves to the database, and find out where to begin."""
         shard_id = self._hold.key
-        await self._persist(lambda: self._sink.register([shard_id, *self._shared.known_shards()]), "register")
+        await self._persist(self._shared.register, "register")
         state = await self._persist(lambda: self._sink.open(shard_id, self._hold.counter), "open")
         if state.lease_counter > self._hold.counter:
             # Either I am the one who is late, or the lease table was made anew and counts from the beginning. A

@@ -6,7 +6,7 @@ that was not asked for, and a sink is idempotent: the same batch twice is once, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -80,8 +80,14 @@ class ShardState(NamedTuple):
 class Sink(Protocol):
     """Every method is one transaction. Raises Transient, Superseded (a newer holder wrote), Fatal."""
 
-    async def register(self, shard_ids: Sequence[str]) -> None:
-        """Make shards known that will be read, so that an unread one shows as unknown freshness."""
+    async def register(
+        self, shard_ids: Collection[str], lineage: Collection[tuple[str, str]], finished: Collection[str]
+    ) -> list[str]:
+        """Make shards known that will be read, so that an unread one shows as unknown freshness.
+
+        `lineage` are pairs of parent and child: a parent whose child is known has ended just now and stays away.
+        Answers which of the `finished` shards this database has not seen the end of: it is older than the leases.
+        """
         ...
 
     async def open(self, shard_id: str, counter: int, replaces: int | None = None) -> ShardState:

@@ -93,6 +93,14 @@ def wanted_leases(shards: Sequence[Shard], leases: Iterable[Lease], initial: Che
     return wanted
 
 
+def finished(shards: Sequence[Shard], leases: Iterable[Lease]) -> frozenset[str]:
+    """Shards that were read to their end: the lease says so, or it is cleaned up and a descendant has one."""
+    leases = list(leases)
+    held = {lease.key for lease in leases}
+    ended = {lease.key for lease in leases if lease.is_ended}
+    return frozenset(ended | (_ancestors(held, shards) - held))
+
+
 def _ancestors(of: Iterable[str], shards: Iterable[Shard]) -> set[str]:
     """Every shard that one of `of` descends from; also those that the stream does not list any more."""
     parents = {shard.id: shard.parent_ids for shard in shards}

@@ -108,8 +108,33 @@ def _row(table: str, names: Sequence[str]) -> str:
 
 # The operational tables. $1 is the stream, $2 the shard.
 
-REGISTER = """
+LOCK_FAMILY = """
+SELECT pg_advisory_xact_lock(hashtextextended('tidegate.shard ' || $1::text, 0))
+"""
+"""Which shards the stream has is changed by one transaction at a time."""
+
+ADD = """
 INSERT INTO tidegate.shard (stream, shard_id) SELECT $1, * FROM unnest($2::text[]) ON CONFLICT DO NOTHING
+"""
+
+REGISTER = """
+INSERT INTO tidegate.shard (stream, shard_id)
+SELECT $1, wanted FROM unnest($2::text[]) AS wanted
+WHERE NOT EXISTS (
+    SELECT FROM unnest($3::text[], $4::text[]) AS line (parent, child)
+    JOIN tidegate.shard AS known ON known.stream = $1 AND known.shard_id = line.child
+    WHERE line.parent = wanted)
+ON CONFLICT DO NOTHING
+"""
+"""$3, $4 pairs of parent and child: a shard whose child is there has ended, whatever the caller's list of leases says."""
+
+RETIRE = """
+DELETE FROM tidegate.shard WHERE stream = $1 AND shard_id = ANY ($2::text[]) AND sequence_number IS NULL
+"""
+"""A finished shard that was registered once more by somebody who did not know: it was read by nobody since."""
+
+UNFINISHED = """
+SELECT shard_id FROM tidegate.shard WHERE stream = $1 AND shard_id = ANY ($2::text[]) ORDER BY shard_id
 """
 
 OPEN = """

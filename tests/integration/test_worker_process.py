@@ -154,6 +154,12 @@ async def test_while_the_database_is_down_nothing_is_lost_and_nobody_dies(stack:
     await stack.postgres.start()
     await wait_for(lambda: all_at(stack, 20, 3))
     assert (await worker.metrics())["tidegate_records_read_total"] >= read
+    await stack.postgres.kill()
+    await stack.put(updates(20, range(4, 5)))
+    assert await worker.stop() == 0, "nothing to hand over, but in good order"
+    await stack.postgres.start()
+    worker = await stack.start_worker()
+    await wait_for(lambda: all_at(stack, 20, 4))
     assert await worker.stop() == 0
 
 

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from local import provision
 from local.postgres import Postgres
 from tests.integration.worker_rows import (
     NOW,
@@ -26,11 +27,14 @@ from tests.integration.worker_rows import (
     rows,
     watermark,
 )
+from tidegate import bubble, codec
 from tidegate.database import DatabaseSettings, connect
 from tidegate.errors import Fatal, Superseded, Transient
+from tidegate.event import StreamEvent
 from worker import dead_letter
 from worker.aurora import AuroraSink
-from worker.batch import DeadLetter, Position
+from worker.batch import BatchBuilder, BatchLimits, DeadLetter, Position
+from worker.decode import Decoder
 from worker.ports import ShardState, WriteResult
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -249,6 +253,24 @@ async def test_the_child_of_a_merge_inherits_the_older_watermark(sink: AuroraSin
     assert await rows(sql, "SELECT shard_id, as_of FROM tidegate.watermark") == [("shard-2", older)]
 
 
+async def test_an_ended_shard_does_not_come_back_and_an_older_database_is_noticed(
+    sink: AuroraSink, sql: Connection
+) -> None:
+    await sink.write(batch(watermark(NOW)), 1)
+    await sink.end("shard-0", 1, ["shard-1"])
+    lineage = [("shard-0", "shard-1")]
+    assert await sink.register(["shard-0", "shard-1"], lineage, []) == []
+    assert await rows(sql, "SELECT shard_id FROM tidegate.shard") == [("shard-1",)], (
+        "its list of leases was a moment old"
+    )
+    assert await sink.register(["shard-0", "shard-1"], [], []) == []
+    assert await sink.register(["shard-1"], lineage, ["shard-0"]) == []
+    assert await rows(sql, "SELECT shard_id, as_of FROM tidegate.watermark") == [("shard-1", NOW)]
+    assert await rows(sql, "SELECT shard_id FROM tidegate.shard") == [("shard-1",)]
+    await sink.write(batch(change("A", 1, gadget("A")), shard_id="shard-1"), 1)
+    assert await sink.register([], lineage, ["shard-0", "shard-1"]) == ["shard-1"]
+
+
 async def test_a_shard_that_ended_takes_no_more_batches(sink: AuroraSink) -> None:
     await sink.end("shard-0", 1, ["shard-1"])
     with pytest.raises(Superseded):
@@ -299,6 +321,38 @@ async def test_a_database_that_goes_away_is_transient_and_comes_back() -> None:
             assert await _until_written(sink, whole) == WriteResult(applied=1)
     finally:
         await postgres.stop()
+
+
+async def test_the_workers_own_login_may_do_all_that_the_sink_does() -> None:
+    parcels = bubble.load("examples.parcels.bubble")
+    passwords = dict.fromkeys((provision.OWNER, *provision.LOGINS), "secret")
+    async with Postgres() as postgres:
+        owner = postgres.dsn_for(provision.OWNER, "secret", provision.DATABASE)
+        await provision.make_database(postgres.dsn, owner, passwords)
+        await provision.migrate_database(owner, parcels, "examples.parcels.bubble")
+        await provision.make_logins(postgres.dsn, passwords)
+        url = postgres.dsn_for("worker_login", "secret", provision.DATABASE)
+        async with connect(url, DatabaseSettings(), "test") as database:
+            sink = AuroraSink(database, "stream", parcels.shapes, dead_letter.file)
+            await sink.check()
+            await sink.open("shard-0", 1)
+            office = {
+                "number": "O1", "name": "n", "city": "c", "postal_code": "3000", "kind": "counter",
+                "changed_at": "2026-11-21T00:00:00Z",
+            }  # fmt: skip
+            decoder = Decoder(parcels.entities)
+            events: list[StreamEvent] = [
+                change("O1", 1, office, entity="office"),
+                change("O1", 2, None, entity="office"),
+                watermark(NOW),
+            ]
+            for number, event in enumerate(events, 1):
+                builder = BatchBuilder("shard-0", BatchLimits(max_records=9, max_bytes=99, max_age_s=1))
+                builder.add(decoder.decode(Position(number, 0), codec.encode(event)), 1, 0.0)
+                builder.add(decoder.decode(Position(number, 1), b"poison"), 1, 0.0)
+                assert sum(await sink.write(builder.close(), 1)) == (1 if number == 3 else 2)
+            await sink.end("shard-0", 1, ["shard-1"])
+            assert await sink.register(["shard-1"], [("shard-0", "shard-1")], ["shard-0"]) == []
 
 
 async def _until_written(sink: AuroraSink, whole: object) -> WriteResult:

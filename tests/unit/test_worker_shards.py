@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tidegate.leases.lease import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Checkpoint, Lease, at
 from worker.batch import Position
@@ -14,6 +15,7 @@ from worker.shards import (
     Shard,
     blocking_parents,
     children_of,
+    finished,
     from_listing,
     lease_of,
     parents_first,
@@ -86,6 +88,12 @@ def _ancestors(of: str, parents: dict[str, tuple[str, ...]]) -> set[str]:
 
 def test_a_finished_and_cleaned_up_parent_is_not_read_again() -> None:
     assert keys(wanted_leases(FAMILY, [lease_of(FAMILY[3])], TRIM_HORIZON)) == [name(4)]
+
+
+def test_finished_are_the_ended_and_the_cleaned_up() -> None:
+    ended = replace(lease_of(FAMILY[2]), checkpoint=SHARD_END)
+    assert finished(FAMILY, [lease_of(FAMILY[1]), ended]) == {name(0), name(2)}
+    assert finished(FAMILY, []) == frozenset()
 
 
 def test_latest_starts_with_the_open_shards_but_loses_nothing_of_a_known_family() -> None:
