@@ -44,13 +44,13 @@ def run(bubble: str, *, once: bool, chaos: bool, as_json: bool, reset: bool, dat
     with folder.opened(reset=reset):
         try:
             return asyncio.run(_once(folder, path, chaos, as_json) if once else _until_stopped(folder, path))
-        except (KeyboardInterrupt, asyncio.CancelledError):
+        except asyncio.CancelledError:
             return INTERRUPTED if once else 0
 
 
 async def _once(folder: Folder, path: str, chaos: bool, as_json: bool) -> int:
     started = time.monotonic()
-    with _cancelled_by_sigterm():
+    with _cancelled_by_signals():
         async with running(folder, path, say=_progress(started)) as stack:
             report = await demo_once.once(stack, chaos=chaos, started=started)
     print(msgspec.json.encode(report).decode() if as_json else _in_words(report))
@@ -58,7 +58,7 @@ async def _once(folder: Folder, path: str, chaos: bool, as_json: bool) -> int:
 
 
 async def _until_stopped(folder: Folder, path: str) -> int:
-    with _cancelled_by_sigterm():
+    with _cancelled_by_signals():
         async with running(folder, path, say=_progress(time.monotonic())) as stack:
             await demo_once.live(stack, LIFE_PER_S)
             print(_welcome(stack), flush=True)
@@ -67,16 +67,19 @@ async def _until_stopped(folder: Folder, path: str) -> int:
 
 
 @contextlib.contextmanager
-def _cancelled_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does: everything is stopped in order."""
+def _cancelled_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the demo: everything is stopped in order. A second one is less patient."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, task.cancel)
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 def _progress(started: float) -> Callable[[str], None]:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import aiohttp
 import asyncpg
 import msgspec
+from yarl import URL
 
 from local.demo_spec import User
 from local.stack import Office, Stack
@@ -153,7 +154,7 @@ class ApiReader:
         return rows
 
     async def get(self, path: str) -> tuple[int, bytes]:
-        address = f"{self._stack.deployment.api_url}{path}"
+        address = URL(f"{self._stack.deployment.api_url}{path}", encoded=True)
         for attempt in range(_API_TRIES):
             self.reads += 1
             async with self._stack.session.get(address, headers=self._headers) as answer:

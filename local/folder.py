@@ -83,6 +83,7 @@ class Folder:
         self._in_order.touch()
 
     def _read_secrets(self) -> None:
+        self._secrets = {}
         if self._secrets_file.exists():
             self._secrets = msgspec.json.decode(self._secrets_file.read_bytes(), type=dict[str, str])
 

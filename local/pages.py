@@ -18,6 +18,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 from aiohttp import web
+from yarl import URL
 
 from local import gateway, paths
 
@@ -36,6 +37,13 @@ _HANDED_BACK = (
     "Content-Type", "ETag", "Cache-Control", "Data-As-Of", "Data-Incomplete", "Data-Unwatermarked",
     "WWW-Authenticate", "X-Request-Id", "Retry-After",
 )  # fmt: skip
+# The system's own table of types differs from machine to machine.
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 _API_S = 15.0
 _LARGEST_BODY_BYTES = 10_000
 
@@ -126,7 +134,8 @@ class _Pages:
 
     async def api(self, request: web.Request) -> web.Response:
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
-        address = f"{self._site.api_url}{request.raw_path}"
+        # As it came: `%2F` in a key must not become a slash.
+        address = URL(f"{self._site.api_url}{request.raw_path}", encoded=True)
         try:
             async with self._session.get(address, headers=headers) as answer:
                 body = await answer.read()
@@ -149,8 +158,10 @@ async def _secure(request: web.Request, response: web.StreamResponse) -> None:
 
 
 def _file(file: Path) -> Handler:
+    headers = {"Cache-Control": "no-cache", "Content-Type": _TYPES[file.suffix]}
+
     async def serve(request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(file, headers={"Cache-Control": "no-cache"})
+        return web.FileResponse(file, headers=headers)
 
     return serve
 

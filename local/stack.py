@@ -27,7 +27,7 @@ from local.postgres import Postgres, PostgresError
 from local.supervisor import Child, Program, StartFailed, Supervisor, http_ready
 from tidegate import bubble as bubbles
 from tidegate.bubble import Bubble, CsvDrop
-from tidegate.errors import Fatal
+from tidegate.errors import Fatal, TidegateError
 
 PAGE_PORT = 8080
 STREAM_SHARDS = 4
@@ -257,16 +257,19 @@ async def running(folder: Folder, path: str, say: Callable[[str], None]) -> Asyn
         Fatal: something could not be started, or died for good; the text names it and its log.
     """
     bubble, demo = bubbles.load(path), demo_spec.load(path)
+    supervisor = Supervisor(folder.logs, say)
     try:
-        async with aiohttp.ClientSession() as session, Supervisor(folder.logs, say) as supervisor:
+        async with aiohttp.ClientSession() as session, supervisor:
             stack = Stack(bubble, path, demo, folder, supervisor, session, say)
             await stack.start()
             async with pages.serving(_site(stack), stack.ports.take(PAGE_PORT)) as stack.page_url:
                 yield stack
-    except* (StartFailed, PostgresError) as failures:
+    except* (StartFailed, PostgresError, gateway.DeployFailed, TidegateError) as failures:
         raise Fatal(str(_first(failures))) from None
-    if all(child.exit_code == 0 for child in supervisor.children if child.name in _SAVES_AT_STOP):
-        folder.left_in_order()
+    finally:
+        exit_codes = {child.name: child.exit_code for child in supervisor.children}
+        if all(exit_codes.get(name) == 0 for name in _SAVES_AT_STOP):
+            folder.left_in_order()
 
 
 _SAVES_AT_STOP = ("aws", "postgres")

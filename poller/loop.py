@@ -65,23 +65,27 @@ class SourceLoop:
 
     async def run(self, least_epoch: int = 0) -> None:
         """Until `stop`. Raises Superseded, Fatal; Transient when the source could not be opened."""
-        term = self._term
-        await term.open(max(least_epoch, int(self._wall())))
-        self._begin()
-        while not term.stop.is_set():
-            await self.step()
+        await self.open(least_epoch)
+        while not self._term.stop.is_set():
+            await pause(self._term.stop, await self.step())
 
-    async def step(self) -> None:
-        """The next thing there is to do, or the wait for it."""
+    async def open(self, least_epoch: int = 0) -> None:
+        """Begin the term. Raises as `Term.open`."""
+        await self._term.open(max(least_epoch, int(self._wall())))
+        self._begin()
+
+    async def step(self) -> float:
+        """Do the next thing that is due; answers how many seconds there is nothing to do."""
         agenda = Agenda(self._poll_at, self._sweep_at, self._swept_last, self._in_poll)
         following = next_step(agenda, self._clock())
         match following.kind:
             case Kind.WAIT:
-                await pause(self._term.stop, following.wait_s)
+                return following.wait_s
             case Kind.POLL:
                 await self._poll_guarded()
             case Kind.SWEEP:
                 await self._sweep_guarded()
+        return 0.0
 
     def _begin(self) -> None:
         term, now = self._term, self._clock()

@@ -151,7 +151,7 @@ class RestSource:
             revisions = [_whole(dig(row, path)) for row in rows]
         keys = [raw_key(row, self._key_path) for row in rows]
         next_page = self._next_page(reply.document, len(rows), page)
-        return Answer(keys, next_page, total, reply.asked_at, times, revisions)
+        return Answer(keys, next_page, total, reply.asked_at, reply.served_at, times, revisions)
 
     def _next_page(self, document: object, rows: int, page: PageRef) -> PageRef:
         paging = self._feed.paging

@@ -52,7 +52,7 @@ class SinceTime(msgspec.Struct, frozen=True, kw_only=True, tag="time", omit_defa
 class SinceRevision(msgspec.Struct, frozen=True, kw_only=True, tag="revision", omit_defaults=True):
     """`bound` is where the next poll starts, `at` how far this one is; both exclusive.
 
-    high, high_at  the highest revision seen at a tip, and when: the next bound, once late commits have had their time
+    high, high_at  the highest revision seen at a tip, and when: the next bound, once late commits had their time
     asked_at       when this poll's first request was sent; None between two polls
     loaded         an earlier poll has reached the tip
     """

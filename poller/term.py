@@ -207,6 +207,8 @@ class Term:
 
 async def pause(stop: asyncio.Event, wait_s: float) -> None:
     """Wait so long, or until asked to stop."""
+    if wait_s <= 0:
+        return
     try:
         async with asyncio.timeout(wait_s):
             await stop.wait()

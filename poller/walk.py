@@ -44,13 +44,15 @@ class Answer(NamedTuple):
     keys, times, revisions  of the rows, in their order; None where a row has none that can be read
     next_page  how the answer names the page after it; None at the end
     total      how many rows there are, if it says so
-    asked_at   when the request was sent, in the back office's time, aware
+    asked_at   when the request was sent, or earlier, in the back office's time, aware
+    served_at  when it was answered, in whole seconds, cut off
     """
 
     keys: Sequence[str | None]
     next_page: PageRef
     total: int | None
     asked_at: datetime
+    served_at: datetime
     times: Sequence[datetime | None] = ()
     revisions: Sequence[int | None] = ()
 
@@ -125,6 +127,7 @@ def after_revision(at: SinceRevision, answer: Answer, safety_s: float) -> Step:
     if pending_at is not None and as_of >= pending_at:
         bound, pending, pending_at = max(bound, pending), 0, None
     if pending_at is None and high > bound:
-        pending, pending_at = high, asked_at
+        # Whatever has a lower revision was given it before this answer.
+        pending, pending_at = high, answer.served_at + _TICK
     tip = SinceRevision(bound=bound, at=bound, high=pending, high_at=pending_at, loaded=True)
     return Step(tip, has_more=False, as_of=None if is_stuck else as_of, doubt=is_stuck)

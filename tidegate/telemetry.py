@@ -139,6 +139,7 @@ STREAM_GAP = "stream_gap"  # shard=…, gap=…: records may be LOST, trimmed be
 WRITE_FAILED = "write_failed"  # shard=…, doing=…, error=…: the database is away; reading waits, nothing is lost
 CHECKPOINT_LATE = "checkpoint_late"  # shard=…, error=…: the lease store is away; a crash now would replay more
 RECORDS_REJECTED = "records_rejected"  # shard=…, count=…: filed in tidegate.dead_letter, with the reasons
+DATABASE_BEHIND = "database_behind"  # shards=…: their leases ended, but this (restored?) database did not see it; resync sources
 FENCE_REPLACED = "fence_replaced"  # shard=…, stored=…, mine=…: the lease table was made anew; expected after a restore only
 
 RECORDS_READ = Counter("tidegate_records_read_total", "User records read, aggregates taken apart.")

@@ -33,7 +33,8 @@ class MemoryLeaseStore:
 
     async def take(self, lease: Lease, owner: str) -> Lease | None:
         current = self.leases.get(lease.key)
-        if current is not None and current.owner == owner and current.counter == lease.counter + 1:
+        epoch = lease.epoch + 1
+        if current is not None and (current.owner, current.epoch, current.counter) == (owner, epoch, lease.counter + 1):
             return current
         if current is None or (current.counter, current.owner) != (lease.counter, lease.owner):
             return None
@@ -73,7 +74,7 @@ class MemoryLeaseStore:
             raise Superseded(f"lease {lease.key} is not {lease.owner}'s any more")
         if current.counter == lease.counter:
             return self._put(change(current))
-        if current.counter == lease.counter + 1:
+        if current.counter > lease.counter and current.epoch == lease.epoch:
             return current if change(current) == current else self._put(change(current))
         raise Superseded(f"lease {lease.key} has moved on")
 
@@ -92,7 +93,7 @@ class FlakyLeaseStore:
     def __init__(self, store: LeaseStore, seed: int, *, fault_rate: float = 0.1, latency_s: float = 0.02) -> None:
         self._store = store
         self._random = random.Random(seed)
-        self._fault_rate = fault_rate
+        self.fault_rate = fault_rate
         self._latency_s = latency_s
         self._late: set[asyncio.Task[None]] = set()
         self.cut = False
@@ -107,48 +108,52 @@ class FlakyLeaseStore:
         return await self._call(lambda: self._store.create(lease))
 
     async def take(self, lease: Lease, owner: str) -> Lease | None:
-        return await self._call(lambda: self._store.take(lease, owner))
+        return await self._call(lambda: self._store.take(lease, owner), lease)
 
     async def renew(self, lease: Lease) -> Lease:
-        return await self._call(lambda: self._store.renew(lease))
+        return await self._call(lambda: self._store.renew(lease), lease)
 
     async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
-        return await self._call(lambda: self._store.checkpoint(lease, checkpoint))
+        return await self._call(lambda: self._store.checkpoint(lease, checkpoint), lease)
 
     async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
-        return await self._call(lambda: self._store.end(lease, child_keys))
+        return await self._call(lambda: self._store.end(lease, child_keys), lease)
 
     async def release(self, lease: Lease) -> bool:
-        return await self._call(lambda: self._store.release(lease))
+        return await self._call(lambda: self._store.release(lease), lease)
 
     async def delete(self, lease: Lease) -> bool:
-        return await self._call(lambda: self._store.delete(lease))
+        return await self._call(lambda: self._store.delete(lease), lease)
 
     async def close(self) -> None:
         """Wait for the requests that are still on their way."""
         await asyncio.gather(*self._late)
 
-    async def _call(self, step: Callable[[], Coroutine[None, None, T]]) -> T:
+    async def _call(self, step: Callable[[], Coroutine[None, None, T]], base: Lease | None = None) -> T:
         await asyncio.sleep(self._random.uniform(0, self._latency_s))
         if self.cut:
             await asyncio.sleep(1.0)
             raise Transient("cut off")
         fault = self._random.random()
-        if fault < self._fault_rate / 3:
+        if fault < self.fault_rate / 3:
             raise Transient("request lost")
-        if fault < self._fault_rate * 2 / 3:
-            late = asyncio.get_running_loop().create_task(self._deliver_late(step))
+        if fault < self.fault_rate * 2 / 3:
+            late = asyncio.get_running_loop().create_task(self._deliver_late(step, base))
             self._late.add(late)
             late.add_done_callback(self._late.discard)
             await asyncio.sleep(60.0)
         reply = await step()
-        if fault < self._fault_rate:
+        if fault < self.fault_rate:
             raise Transient("reply lost")
         await asyncio.sleep(self._random.uniform(0, self._latency_s))
         return reply
 
-    async def _deliver_late(self, step: Callable[[], Coroutine[None, None, T]]) -> None:
+    async def _deliver_late(self, step: Callable[[], Coroutine[None, None, T]], base: Lease | None) -> None:
+        """One write arrives after its caller gave up, so nobody is there to look why its condition fails."""
         await asyncio.sleep(self._random.uniform(0.5, 20.0))
+        current = await self._store.get(base.key) if base is not None else None
+        if base is not None and (current is None or current.counter != base.counter):
+            return
         try:
             await step()
         except TidegateError:

@@ -21,6 +21,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 from tidegate import telemetry
 from tidegate.errors import Superseded, Transient
@@ -33,6 +34,7 @@ from tidegate.settings import LeaseSettings
 
 Start = Callable[[Hold], Awaitable[None]]
 Discover = Callable[[], Awaitable[Sequence[Lease]]]
+T = TypeVar("T")
 Startable = Callable[[Sequence[Lease]], frozenset[str]]
 
 log = telemetry.get_logger(__name__)
@@ -160,27 +162,27 @@ class Coordinator:
 
     async def _read_table(self) -> list[Lease]:
         """Every lease, after creating those that discovery names and removing those that nobody needs."""
-        leases = await self._store.scan()
+        leases = await self._in_time(self._store.scan())
         if self._discover is not None and _now_s() >= self._discover_due_s:
             wanted = await self._discover()
             known = {lease.key for lease in leases}
             absent = [lease for lease in wanted if lease.key not in known]
             for lease in absent:
-                if await self._store.create(lease):
+                if await self._in_time(self._store.create(lease)):
                     log.info(telemetry.LEASE_CREATED, lease=lease.key)
             self._wanted = frozenset(lease.key for lease in wanted)
             self._discover_due_s = _now_s() + self._settings.discover_interval_s
-            leases = await self._store.scan() if absent else leases
+            leases = await self._in_time(self._store.scan()) if absent else leases
         if self._wanted is not None:
             for lease in planner.removable(leases, self._wanted | self._holds.keys()):
-                if await self._store.delete(lease):
+                if await self._in_time(self._store.delete(lease)):
                     log.info(telemetry.LEASE_DELETED, lease=lease.key)
         return leases
 
     async def _take(self, lease: Lease, *, is_stolen: bool) -> Hold | None:
         """Take one lease; None when another was faster."""
         sent_s = _now_s()
-        taken = await self._store.take(lease, self._owner)
+        taken = await self._in_time(self._store.take(lease, self._owner))
         if taken is None:
             return None
         # A live owner may believe in the lease for one more patience. A lease in our own name is a take whose reply
@@ -196,6 +198,14 @@ class Coordinator:
         event = telemetry.LEASE_STOLEN if is_stolen else telemetry.LEASE_TAKEN
         log.info(event, lease=hold.key, counter=hold.counter, previous_owner=lease.owner)
         return hold
+
+    async def _in_time(self, call: Awaitable[T]) -> T:
+        """A call that hangs must not keep us from taking over somebody's leases; its outcome is then unknown."""
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                return await call
+        except TimeoutError:
+            raise Transient("the lease table did not answer in time") from None
 
     # ------------------------------------------------------------------ one lease's task
 

@@ -2,8 +2,8 @@
 
 Every write is compare-and-set on the lease counter, checkpoints included, so that a process that comes back from
 the dead moves nothing. A reply can get lost after the write was done; the retry then fails its own condition.
-Such a write is recognised: only the holder writes under its name, so "the owner is me and the counter is the one
-I was about to write" in a consistent read means that it was mine.
+Such a write is recognised in a consistent read: every take raises the epoch and between two takes only the holder
+writes, so "still my name, still my epoch, a higher counter" means that the writes were mine, however many.
 
 Losing is not a failure: it is a value (`None`, `False`) where losing is ordinary, and `Superseded` where the caller
 believed to hold the lease. Failures are `Transient` or `Fatal` and leave the outcome unknown.
@@ -146,7 +146,7 @@ class DynamoLeaseStore:
             await self._update(lease, update, guard, attributes)
         except Superseded:
             current = await self.get(lease.key)
-            return current if current is not None and _is_own_next(lease, current, owner) else None
+            return values if current == values else None
         return values
 
     async def renew(self, lease: Lease) -> Lease:
@@ -220,7 +220,7 @@ class DynamoLeaseStore:
             return _next(change(lease))
         except Superseded:
             current = await self.get(lease.key)
-        if current is None or not _is_own_next(lease, current, lease.owner):
+        if current is None or not _is_own_later(lease, current):
             raise Superseded(f"lease {lease.key} is not {lease.owner}'s any more")
         if change(current) == current:
             return current
@@ -260,5 +260,6 @@ def _took(lease: Lease, owner: str) -> Lease:
     )
 
 
-def _is_own_next(lease: Lease, current: Lease, owner: str | None) -> bool:
-    return current.owner == owner and current.counter == lease.counter + 1 and current.checkpoint_owner is None
+def _is_own_later(lease: Lease, current: Lease) -> bool:
+    same_hold = (current.owner, current.epoch) == (lease.owner, lease.epoch)
+    return same_hold and current.counter > lease.counter and current.checkpoint_owner is None

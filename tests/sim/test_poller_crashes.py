@@ -1,0 +1,128 @@
+"""The poller ends at every point where it touches the outside, and nothing is lost.
+
+One script of a back office's life is played against production code. First undisturbed, to count the calls to the
+outside; then once for each call and side: the process ends right before the call, or right after its effect with a
+publish half done. Another process takes the lease; in the end the stream's state must be the back office's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from poller.loop import SourceLoop
+from tests.fakes.poller_world import PLAIN_THINGS, THINGS, Crash, World
+from tidegate.bubble import Source
+
+Act = Callable[[World], None]
+
+
+def bulk(world: World) -> None:
+    for _ in range(12):
+        world.office.create()
+
+
+def some_life(world: World) -> None:
+    world.office.write("K0002")
+    world.office.create()
+    world.edit_silently("K0003", 7_001)
+    world.edit_silently("K0004", -1)
+
+
+def deletions(world: World) -> None:
+    del world.office.rows["K0001"], world.office.rows["K0005"]
+    world.edit_silently("K0003", 7_002)
+    world.edit_silently("K0004", 7_003)
+
+
+def comes_back_older(world: World) -> None:
+    world.office.write("K0001")
+    row = world.office.rows["K0001"]
+    world.office.rows["K0001"] = row._replace(stamp=row.stamp.replace(hour=3))
+    # What was published between must not stay, though the row is again what it once was.
+    world.edit_silently("K0003", 7_001)
+
+
+SCRIPT: list[tuple[Act, float]] = [(bulk, 4), (some_life, 36), (deletions, 36), (comes_back_older, 36)]
+HEALING_S = 70.0
+
+
+async def play(world: World) -> int:
+    """The whole script; a process that ends is replaced. Answers how often that happened."""
+    crashes = 0
+    loop: SourceLoop | None = None
+    for act, seconds in SCRIPT:
+        act(world)
+        end = world.clock_s + seconds
+        while loop is None or world.clock_s < end:
+            try:
+                loop = loop or await world.take()
+                await world.spend(loop, end - world.clock_s)
+            except Crash:
+                crashes += 1
+                loop = None
+    assert loop is not None
+    await world.spend(loop, HEALING_S)
+    return crashes
+
+
+@pytest.mark.parametrize("declared", [THINGS, PLAIN_THINGS], ids=["versions", "no-versions"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("reread_size", [4, 0], ids=["by-key", "no-reread"])
+async def test_a_crash_at_any_call_loses_nothing(declared: Source, after: bool, reread_size: int) -> None:
+    undisturbed = World(declared=declared, reread_size=reread_size)
+    assert await play(undisturbed) == 0
+    assert undisturbed.stream.contents() == undisturbed.truth()
+    names = [name for name in undisturbed.fate.names if name != "request" or not after]
+    assert {"put journal", "publish", "advance cursor", "put snapshot", "delete objects", "watermark"} <= set(names)
+    calls = [at for at, name in enumerate(undisturbed.fate.names) if name != "request" or at % 7 == 0]
+    for at in calls:
+        world = World(declared=declared, reread_size=reread_size)
+        world.set_fate(at, after=after)
+        crashes = await play(world)
+        where = f"{'after' if after else 'before'} call {at}: {undisturbed.fate.names[at]}"
+        assert crashes == (undisturbed.fate.names[at] != "request" or not after), where
+        assert world.stream.contents() == world.truth(), where
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_many_crashes_in_a_lively_back_office(seed: int) -> None:
+    world = World(seed)
+    dice = random.Random(seed)
+    bulk(world)
+
+    def everything_before_was_published(as_of: object) -> None:
+        published = {(event.key.key, event.payload["content"]) for event in world.stream.events if event.payload}
+        late = [row for row in world.office.rows.values() if row.changed_at < as_of]  # type: ignore[operator]
+        assert [row for row in late if (row.key, row.content) not in published] == []
+
+    world.stream.on_watermark = everything_before_was_published
+    for _ in range(15):
+        world.set_fate(dice.randrange(60), after=dice.random() < 0.5)
+        try:
+            await world.spend(await world.take(), 20, changes=2)
+        except Crash:
+            continue
+    world.set_fate(None)
+    await world.spend(await world.take(), HEALING_S)
+    assert world.stream.contents() == world.truth()
+    assert world.stream.watermarks
+
+
+async def test_the_proof_can_fail_without_journals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that forgets what was half published keeps a row that is long gone: exactly what journals prevent."""
+    from poller.index_store import S3IndexStore
+
+    async def forget(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(S3IndexStore, "append", forget)
+    wrong = 0
+    for at in range(0, 160):
+        world = World(declared=PLAIN_THINGS)
+        world.set_fate(at, after=True)
+        await play(world)
+        wrong += world.stream.contents() != world.truth()
+    assert wrong
