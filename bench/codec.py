@@ -56,7 +56,13 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _event(number: int) -> ChangeEvent:
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    payload = {"number": f"P{number:07d}", "status": "in_transit", "shipping_cost": "12.50", "express": True, "seats": 3}
+    payload = {
+        "number": f"P{number:07d}",
+        "status": "in_transit",
+        "shipping_cost": "12.50",
+        "express": True,
+        "seats": 3,
+    }
     return ChangeEvent(
         event_id=f"{number:032x}",
         key=EntityKey("parcel", f"P{number:07d}"),

@@ -126,4 +126,6 @@ def test_vendors_stay_in_their_adapters(path: Path) -> None:
         return
     for vendor in set(imported(ast.parse(path.read_text(encoding="utf-8")))) & set(VENDORS):
         allowed = VENDORS[vendor]
-        assert any(str(place).startswith(prefix) for prefix in allowed), f"{vendor} is imported in {sorted(allowed)} only"
+        assert any(str(place).startswith(prefix) for prefix in allowed), (
+            f"{vendor} is imported in {sorted(allowed)} only"
+        )

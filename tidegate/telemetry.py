@@ -132,23 +132,32 @@ def get_logger(name: str) -> Logger:
 
 WORKER_STARTED = "worker_started"  # stream=…, bubble=…, health_port=…
 WORKER_WAITS = "worker_waits"  # error=…: the lease table or the database cannot be used yet; tried again until it can
-SHARD_OPENED = "shard_opened"  # shard=…, start=…, lease=…: reading begins; start before lease: the database is catching up
+SHARD_OPENED = (
+    "shard_opened"  # shard=…, start=…, lease=…: reading begins; start before lease: the database is catching up
+)
 SHARD_ENDED = "shard_ended"  # shard=…, children=[…]: read to its last record, children may start
 READ_FAILED = "read_failed"  # shard=…, tried=…, error=…: one read was throttled or broke off and is tried again
 STREAM_GAP = "stream_gap"  # shard=…, gap=…: records may be LOST, trimmed before they were read; resync its sources
 WRITE_FAILED = "write_failed"  # shard=…, doing=…, error=…: the database is away; reading waits, nothing is lost
 CHECKPOINT_LATE = "checkpoint_late"  # shard=…, error=…: the lease store is away; a crash now would replay more
 RECORDS_REJECTED = "records_rejected"  # shard=…, count=…: filed in tidegate.dead_letter, with the reasons
-DATABASE_BEHIND = "database_behind"  # shards=…: their leases ended, but this (restored?) database did not see it; resync sources
-FENCE_REPLACED = "fence_replaced"  # shard=…, stored=…, mine=…: the lease table was made anew; expected after a restore only
+DATABASE_BEHIND = (
+    "database_behind"  # shards=…: their leases ended, but this (restored?) database did not see it; resync sources
+)
+FENCE_REPLACED = (
+    "fence_replaced"  # shard=…, stored=…, mine=…: the lease table was made anew; expected after a restore only
+)
 
 RECORDS_READ = Counter("tidegate_records_read_total", "User records read, aggregates taken apart.")
 BYTES_READ = Counter("tidegate_bytes_read_total", "Payload bytes read from Kinesis.")
 RECORDS_OUTSIDE = Counter(
-    "tidegate_records_outside_total", "Records read outside their shard's hash range: aggregated before a reshard. Kept."
+    "tidegate_records_outside_total",
+    "Records read outside their shard's hash range: aggregated before a reshard. Kept.",
 )
 MILLIS_BEHIND = Gauge(
-    "tidegate_millis_behind_latest", "Distance from the tip of the shard, as Kinesis says. Growing: add workers.", ["shard"]
+    "tidegate_millis_behind_latest",
+    "Distance from the tip of the shard, as Kinesis says. Growing: add workers.",
+    ["shard"],
 )
 READS_RETRIED = Counter("tidegate_reads_retried_total", "Reads tried again, by AWS error code.", ["code"])
 ITERATORS_EXPIRED = Counter(
@@ -165,7 +174,9 @@ RECORDS_WRITTEN = Counter(
     "Changes and rejected records by outcome: applied, unchanged, stale, coalesced, rejected. Alarm on rejected.",
     ["outcome"],
 )
-WRITES_RETRIED = Counter("tidegate_writes_retried_total", "Database transactions tried again. Steady growth: look at it.")
+WRITES_RETRIED = Counter(
+    "tidegate_writes_retried_total", "Database transactions tried again. Steady growth: look at it."
+)
 
 
 def forget_shard(shard: str) -> None:

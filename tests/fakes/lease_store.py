@@ -49,9 +49,7 @@ class MemoryLeaseStore:
 
     async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
         children = frozenset(child_keys) or lease.child_keys
-        return self._write(
-            lease, lambda now: replace(now, checkpoint=SHARD_END, child_keys=children, owner_switches=0)
-        )
+        return self._write(lease, lambda now: replace(now, checkpoint=SHARD_END, child_keys=children, owner_switches=0))
 
     async def release(self, lease: Lease) -> bool:
         try:

@@ -53,6 +53,7 @@ THINGS = Source(
     name="things",
     entity=Thing,
     translate=translate,
+    poll_interval_s=3,
     sweep_interval_s=30,
     feed=Rest(url=Env("THINGS_URL"), path="/", rows="rows", key="key", paging=PageNumber(param="p", pages="n")),
 )
@@ -309,6 +310,11 @@ class World:
             self.office.pass_time(passed)
             if changes:
                 self.office.live(self.office.rng.randint(0, changes))
+
+    def idle(self, seconds: float) -> None:
+        """Time passes, and no poller runs."""
+        self.clock_s += seconds
+        self.office.pass_time(seconds)
 
     def truth(self) -> dict[str, int]:
         return {row.key: row.content for row in self.office.rows.values() if row.content >= 0}

@@ -45,7 +45,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     packages = place / "env" / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
     (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     (wheel,) = wheels.glob("tidegate-*.whl")
-    install = [*map(str, (place / "env" / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel))]
+    install = [
+        *map(
+            str, (place / "env" / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel)
+        )
+    ]
     subprocess.run(install, check=True, cwd=place)
     folder = place / "empty"
     folder.mkdir()

@@ -53,7 +53,9 @@ class Process:
 class Fleet:
     """Processes that come and go around one table. Every task step checks that its process believes alone."""
 
-    def __init__(self, seed: int, leases: Sequence[Lease], *, fault_rate: float = 0.0, task: Task | None = None) -> None:
+    def __init__(
+        self, seed: int, leases: Sequence[Lease], *, fault_rate: float = 0.0, task: Task | None = None
+    ) -> None:
         random.seed(seed)
         self.table = MemoryLeaseStore()
         self.random = random.Random(seed)

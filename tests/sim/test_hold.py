@@ -1,0 +1,205 @@
+"""One hold on virtual time: when it stops believing, and what its checkpoint promises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from tests.fakes.lease_store import MemoryLeaseStore
+from tests.sim.fleet import SETTINGS, now_s
+from tidegate.errors import Superseded, Transient
+from tidegate.leases import SHARD_END, Checkpoint, Coordinator, Hold, Lease, at
+
+pytestmark = pytest.mark.looptime(noop_cycles=0)
+
+
+class ScriptedStore(MemoryLeaseStore):
+    """What happens to the next writes: "request lost", "reply lost", "slow" (1.5 s), "hangs"; afterwards all is well."""
+
+    def __init__(self, *script: str) -> None:
+        super().__init__()
+        self.script = list(script)
+        self.writes = 0
+
+    async def take(self, lease: Lease, owner: str) -> Lease | None:
+        fate = await self._before()
+        taken = await super().take(lease, owner)
+        return self._after(fate, taken)
+
+    async def renew(self, lease: Lease) -> Lease:
+        fate = await self._before()
+        return self._after(fate, await super().renew(lease)) or lease
+
+    async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
+        fate = await self._before()
+        return self._after(fate, await super().checkpoint(lease, checkpoint)) or lease
+
+    async def _before(self) -> str:
+        self.writes += 1
+        fate = self.script.pop(0) if self.script else ""
+        if fate == "request lost":
+            raise Transient(fate)
+        if fate in ("slow", "hangs"):
+            await asyncio.sleep(1.5 if fate == "slow" else 3600)
+        return fate
+
+    def _after(self, fate: str, lease: Lease | None) -> Lease | None:
+        if fate == "reply lost":
+            raise Transient(fate)
+        return lease
+
+
+async def held(store: MemoryLeaseStore, *, starts_s: float | None = None) -> Hold:
+    await store.create(Lease(key="shard", checkpoint=at("10")))
+    lease = await MemoryLeaseStore.take(store, store.leases["shard"], "me")
+    assert lease is not None
+    return Hold(store, lease, SETTINGS, sent_s=now_s(), starts_s=starts_s)
+
+
+async def test_belief_ends_a_patience_after_the_last_success_was_sent() -> None:
+    hold = await held(ScriptedStore("slow"))
+    await asyncio.sleep(3)
+    sent_s = now_s()
+    await hold.renew()
+    assert now_s() == pytest.approx(sent_s + 1.5)
+    assert hold.deadline_s == pytest.approx(sent_s + SETTINGS.patience_s)
+    assert hold.is_valid(hold.deadline_s - 0.001)
+    assert not hold.is_valid(hold.deadline_s)
+
+
+async def test_a_recognised_write_counts_from_its_first_try() -> None:
+    """The table's counter moved then, not at the try that found out: others count from there."""
+    hold = await held(ScriptedStore("reply lost", "request lost"))
+    first_s = now_s()
+    for _ in range(2):
+        with pytest.raises(Transient):
+            await hold.renew()
+        await asyncio.sleep(1)
+    await hold.renew()
+    assert hold.counter == 2
+    assert hold.deadline_s == first_s + SETTINGS.patience_s
+
+
+async def test_a_renewal_that_hangs_is_cut_and_tried_again() -> None:
+    hold = await held(ScriptedStore("hangs"))
+    keeping = asyncio.create_task(hold.keep())
+    await asyncio.sleep(30)
+    assert hold.is_valid()
+    await hold.release()
+    await keeping
+
+
+async def test_who_cannot_renew_is_lost_at_the_deadline_and_not_later() -> None:
+    hold = await held(ScriptedStore(*["request lost"] * 1000))
+    keeping = asyncio.create_task(hold.keep())
+    await hold.lost.wait()
+    assert now_s() == pytest.approx(SETTINGS.patience_s, abs=0.01)
+    await keeping
+    with pytest.raises(Superseded):
+        hold.check()
+    with pytest.raises(Superseded):
+        await hold.checkpoint(at("11"))
+
+
+async def test_a_stalled_process_fences_itself_when_it_wakes() -> None:
+    hold = await held(ScriptedStore())
+    await asyncio.sleep(SETTINGS.patience_s)  # nobody renewed
+    with pytest.raises(Superseded):
+        hold.check()
+    assert hold.lost.is_set()
+
+
+async def test_a_checkpoint_is_a_renewal_and_survives_hiccups() -> None:
+    store = ScriptedStore("reply lost", "request lost", "hangs")
+    hold = await held(store)
+    await hold.checkpoint(at("11"))
+    assert store.leases["shard"].checkpoint == hold.lease.checkpoint == at("11")
+    assert hold.counter == store.leases["shard"].counter
+    before_s = hold.deadline_s
+    await asyncio.sleep(1)
+    await hold.checkpoint(at("12"))
+    assert hold.deadline_s > before_s
+
+
+async def test_a_checkpoint_never_goes_back_and_the_same_one_is_not_written_again() -> None:
+    store = ScriptedStore()
+    hold = await held(store)
+    with pytest.raises(ValueError, match="before"):
+        await hold.checkpoint(at("9"))
+    await hold.checkpoint(at("10"))
+    assert store.leases["shard"].counter == 1
+
+
+async def test_a_checkpoint_gives_up_after_its_tries() -> None:
+    store = ScriptedStore(*["request lost"] * 1000)
+    hold = await held(store)
+    with pytest.raises(Transient):
+        await hold.checkpoint(at("11"))
+    assert store.writes == SETTINGS.checkpoint_attempts
+
+
+async def test_a_renewal_and_a_checkpoint_at_once_do_not_lose_the_lease() -> None:
+    hold = await held(ScriptedStore("slow", "slow", "slow"))
+    await asyncio.gather(hold.checkpoint(at("11")), hold.renew(), hold.renew())
+    assert hold.counter == 4
+    assert hold.is_valid()
+
+
+async def test_a_lease_that_another_took_is_lost_at_the_next_write() -> None:
+    store = ScriptedStore()
+    hold = await held(store)
+    await store.take(store.leases["shard"], "thief")
+    with pytest.raises(Superseded):
+        await hold.checkpoint(at("11"))
+    assert hold.lost.is_set()
+    assert not await hold.release()
+    assert store.leases["shard"].owner == "thief"
+
+
+async def test_a_stolen_lease_is_not_given_on_before_its_victim_must_know() -> None:
+    store = ScriptedStore()
+    hold = await held(store, starts_s=now_s() + SETTINGS.patience_s)
+    assert not await hold.release()
+    assert store.leases["shard"].owner == "me", "it will expire instead"
+
+
+async def test_the_children_are_there_before_the_parent_ends() -> None:
+    class Watched(ScriptedStore):
+        async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
+            assert set(child_keys) <= self.leases.keys()
+            return await super().end(lease, child_keys)
+
+    store = Watched()
+    hold = await held(store)
+    children = [Lease(key="left", parent_keys=frozenset({"shard"})), Lease(key="right")]
+    await hold.end(children)
+    assert store.leases["shard"].checkpoint == SHARD_END
+    assert store.leases["shard"].child_keys == {"left", "right"}
+    with pytest.raises(ValueError, match="before"):
+        await hold.checkpoint(at("12"))
+
+
+async def test_a_steal_whose_reply_was_lost_waits_like_a_steal() -> None:
+    """The lease then bears our name, and nothing says that somebody may still believe in it."""
+    store = ScriptedStore("reply lost")
+    for key in ("a", "b"):
+        await store.create(Lease(key=key))
+        await MemoryLeaseStore.take(store, store.leases[key], "victim")
+    begun_s: list[float] = []
+
+    async def work(hold: Hold) -> None:
+        begun_s.append(now_s())
+        await hold.stop.wait()
+
+    stop = asyncio.Event()
+    running = asyncio.create_task(Coordinator(store, "me", SETTINGS, work).run(stop))
+    while "me" not in {lease.owner for lease in store.leases.values()}:
+        await asyncio.sleep(0.01)
+    stolen_s = now_s()
+    while not begun_s:
+        await asyncio.sleep(0.01)
+    assert begun_s[0] >= stolen_s - 0.02 + SETTINGS.patience_s
+    stop.set()
+    await running

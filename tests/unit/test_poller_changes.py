@@ -1,0 +1,136 @@
+"""One page: what is published, what is filed, and that one bad row touches no other."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+
+from poller.changes import QUARANTINE, Changes, Sight
+from poller.snapshot import Entry, Index, State
+from poller.translate import Reading
+from tidegate import codec
+from tidegate.bubble import Env, PageNumber, RawRow, Rest, Source
+from tidegate.entity import EVERYONE, Entity, Meta, Reader
+from tidegate.event import Cause, ChangeEvent, QuarantineRecord
+
+NOW = datetime(2026, 11, 21, 5, 55, 3, tzinfo=UTC)
+
+
+class Load(Entity):
+    """Something on a lorry."""
+
+    meta = Meta(collection="loads", key="number", version="changed_at", readers=(Reader(EVERYONE),))
+    number: str
+    weight: Decimal | None
+    share: float
+    count: int
+    changed_at: datetime
+
+
+def translate(row: RawRow) -> Any:
+    made = row.get("made", {})
+    fields = {"number": row["no"], "weight": Decimal("12.50"), "share": 0.5, "count": 1, "changed_at": NOW}
+    return made if made == "nothing" else Load(**{**fields, **made})
+
+
+def reading(translation: int = 1) -> Reading:
+    feed = Rest(url=Env("URL"), path="/", rows="rows", key="no", paging=PageNumber(param="p", pages="n"))
+    return Reading.of(Source(name="loads", entity=Load, feed=feed, translate=translate, translation=translation))
+
+
+def see(*rows: dict[str, Any], index: Index | None = None, translation: int = 1, read: int = 5) -> Changes:
+    changes = Changes(index or Index(), reading(translation))
+    changes.see(rows, Sight(3, read, Cause.LIVE, NOW, False))
+    return changes
+
+
+def events(changes: Changes) -> list[Any]:
+    return [codec.decode(record.data) for record in changes.records.values()]
+
+
+def test_a_row_becomes_an_event() -> None:
+    changes = see({"no": "A1", "made": {"changed_at": NOW.astimezone(None)}})
+    (event,) = events(changes)
+    assert isinstance(event, ChangeEvent)
+    assert event.payload == {
+        "number": "A1", "weight": "12.50", "share": 0.5, "count": 1, "changed_at": "2026-11-21T05:55:03Z",
+    }  # fmt: skip
+    micros = (NOW - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    assert event.version == (0, micros, 3, 5, 1)
+    assert (event.cause, event.occurred_at, event.source) == (Cause.LIVE, NOW, "loads")
+    assert list(changes.records) == ["load:A1"]
+    assert changes.entries["A1"].version == event.version
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"name": "no key"}, "no_key"),
+        ({"no": ""}, "no_key"),
+        ({"no": 1.5}, "no_key"),
+        ({"no": "A1", "made": "nothing"}, "invalid"),
+        ({"no": "A1", "made": {"surprise": 1}}, "untranslatable"),
+        ({"no": "A1", "made": {"number": "A2"}}, "invalid"),
+        ({"no": "A1", "made": {"share": "much"}}, "invalid"),
+        ({"no": "A1", "made": {"share": float("inf")}}, "invalid"),
+        ({"no": "A1", "made": {"weight": Decimal("NaN")}}, "invalid"),
+        ({"no": "A1", "made": {"count": 2**63}}, "invalid"),
+        ({"no": "A1", "made": {"changed_at": datetime(2026, 1, 1)}}, "invalid"),
+        ({"no": "A1", "made": 5}, "untranslatable"),
+    ],
+)
+def test_a_bad_row_is_filed_whole_and_touches_no_other(row: dict[str, Any], reason: str) -> None:
+    changes = see({"no": "B1"}, row, {"no": "B2"})
+    good = [event for event in events(changes) if isinstance(event, ChangeEvent)]
+    (filed,) = [event for event in events(changes) if isinstance(event, QuarantineRecord)]
+    assert [event.key.key for event in good] == ["B1", "B2"]
+    assert filed.reason == reason
+    assert msgspec.json.decode(filed.raw) == msgspec.json.decode(msgspec.json.encode(row))
+    # Once: the same row again is known.
+    index = Index(changes.entries)
+    assert see({"no": "B1"}, row, {"no": "B2"}, index=index).records == {}
+
+
+def test_a_row_that_is_mended_replaces_its_quarantine() -> None:
+    index = Index(see({"no": "A1", "made": 5}).entries)
+    assert index.entries()["A1"].state is State.QUARANTINED
+    (event,) = events(see({"no": "A1"}, index=index, read=6))
+    assert isinstance(event, ChangeEvent)
+
+
+def test_an_event_too_large_for_the_stream_is_filed_and_cut() -> None:
+    changes = see({"no": "A1", "blob": "x" * 700_000, "made": {"number": "A1"}}, {"no": "B" * 1_000_000})
+    labels = changes.labels()
+    assert (labels[Cause.LIVE], labels[QUARANTINE]) == (1, 1)
+    assert all(len(record.data) < 1_000_000 for record in changes.records.values())
+
+
+def test_a_new_translation_publishes_the_same_row_again_as_such() -> None:
+    before = see({"no": "A1"})
+    (event,) = events(see({"no": "A1"}, index=Index(before.entries), translation=2, read=6))
+    assert event.cause is Cause.RETRANSLATE
+    assert event.version > before.entries["A1"].version
+
+
+def test_one_record_a_key_and_the_last_row_wins() -> None:
+    changes = see({"no": "A1", "made": {"count": 1}}, {"no": "A1", "made": {"count": 2}})
+    (event,) = events(changes)
+    assert event.payload["count"] == 2
+
+
+def test_times_before_1970_are_version_0() -> None:
+    (event,) = events(see({"no": "A1", "made": {"changed_at": datetime(1900, 1, 1, tzinfo=UTC)}}))
+    assert event.version.source_version == 0
+
+
+def test_a_deletion_keeps_generation_and_source_version() -> None:
+    index = Index({"A1": Entry(4, 99, 2, 1, 1, b"x")})
+    changes = Changes(index, reading())
+    changes.bury("A1", Sight(3, 7, Cause.SWEEP, NOW, True))
+    changes.bury("unknown", Sight(3, 7, Cause.SWEEP, NOW, True))
+    (event,) = events(changes)
+    assert (event.operation, event.payload, event.version) == ("delete", None, (4, 99, 3, 7, 1))
