@@ -121,13 +121,13 @@ def _difference(entity: str, expected: Mapping[str, Row], found: Mapping[str, Ro
 
 
 class ApiReader:
-    """Reads the API with one user's own token; counts its requests."""
+    """Reads the API with one user's own token; counts its requests. `headers` carry the token."""
 
     def __init__(self, stack: Stack, user: User, token: str) -> None:
         self.user = user
         self.reads = 0
         self._stack = stack
-        self._headers = {"Authorization": f"Bearer {token}"}
+        self.headers = {"Authorization": f"Bearer {token}"}
 
     @classmethod
     async def signed_in(cls, stack: Stack, user: User) -> ApiReader:
@@ -157,7 +157,7 @@ class ApiReader:
         address = URL(f"{self._stack.deployment.api_url}{path}", encoded=True)
         for attempt in range(_API_TRIES):
             self.reads += 1
-            async with self._stack.session.get(address, headers=self._headers) as answer:
+            async with self._stack.session.get(address, headers=self.headers) as answer:
                 body = await answer.read()
             if answer.status not in (502, 503) or attempt == _API_TRIES - 1:
                 break

@@ -13,7 +13,9 @@ import msgspec
 from local import gateway
 from local.demo_compare import ApiCheck, ApiReader, Difference, check_api, compare, shape_of
 from local.demo_freshness import Freshness, Sampler
+from local.legacy.manners import Rules
 from local.stack import Office, Stack
+from tidegate.bubble import Bubble
 from tidegate.errors import Fatal
 
 FIRST_SYNC_S = 90.0
@@ -42,6 +44,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     api_rows: int
     api_mismatches: list[str]
     freshness_ms: dict[str, int | None]
+    freshness_bound_ms: int
     freshness_deletions_ms: dict[str, int | None]
     freshness_by_entity_ms: dict[str, dict[str, int | None]]
     freshness_resolution_ms: int
@@ -53,7 +56,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_good(self) -> bool:
-        return self.missing == self.stale == self.ghosts == 0 and not self.api_mismatches
+        compared = self.rows_back_office > 0 and self.api_rows > 0
+        return compared and self.missing == self.stale == self.ghosts == 0 and not self.api_mismatches
 
 
 async def once(stack: Stack, *, chaos: bool, started: float) -> Report:
@@ -82,6 +86,12 @@ async def once(stack: Stack, *, chaos: bool, started: float) -> Report:
     )  # fmt: skip
 
 
+def freshness_bound_ms(bubble: Bubble) -> int:
+    """What is promised for the p99: poll interval + safety distance + the back office's slowest answer + 1 s."""
+    waits_s = max(source.poll_interval_s + source.safety_s for source in bubble.sources)
+    return round((waits_s + Rules().slow_most_s + 1) * 1000)
+
+
 def _report(
     stack: Stack,
     difference: Difference,
@@ -108,6 +118,7 @@ def _report(
         api_rows=api.rows,
         api_mismatches=list(api.mismatches),
         freshness_ms=msgspec.structs.asdict(measured.changes),
+        freshness_bound_ms=freshness_bound_ms(stack.bubble),
         freshness_deletions_ms=msgspec.structs.asdict(measured.deletions),
         freshness_by_entity_ms={name: msgspec.structs.asdict(each) for name, each in measured.by_entity.items()},
         freshness_resolution_ms=measured.resolution_ms,

@@ -84,7 +84,16 @@ class Demo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def bubble_path(name: str) -> str:
-    """`parcels` → `examples.parcels.bubble`; any other name is an import path already."""
+    """`parcels` → `examples.parcels.bubble`; any other name is an import path already.
+
+    Raises:
+        Fatal: a sample is asked for where the samples are not: they come with the source, not with the wheel.
+    """
+    if name in SHORT_NAMES and importlib.util.find_spec("examples") is None:
+        raise Fatal(
+            f"the sample {name!r} comes with the source checkout, which this is not; "
+            "write a project of your own with `tidegate new NAME`, then `tidegate demo --bubble NAME.bubble`"
+        )
     return SHORT_NAMES.get(name, name)
 
 

@@ -19,6 +19,8 @@ from tidegate.errors import Rejected
 _FAULTS = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BIGINT = 2**63
+_MOST_KEY_CHARACTERS = 190
+"""With the entity's name before it, it is a partition key, and Kinesis takes 256 characters."""
 
 
 class Reading(NamedTuple):
@@ -52,11 +54,12 @@ def dig(value: object, path: tuple[str, ...]) -> object:
 
 
 def raw_key(row: RawRow, path: tuple[str, ...]) -> str | None:
-    """The key's text in a raw row; None when there is none."""
+    """The key's text in a raw row; None when there is none that can be used."""
     value = dig(row, path)
-    if value is None or isinstance(value, bool | float | dict | list) or str(value) == "":
+    if value is None or isinstance(value, bool | float | dict | list):
         return None
-    return str(value)
+    text = str(value)
+    return text if 0 < len(text) <= _MOST_KEY_CHARACTERS else None
 
 
 def translate(row: RawRow, key: str | None, reading: Reading) -> Translated:

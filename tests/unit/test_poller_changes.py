@@ -103,7 +103,7 @@ def test_a_row_that_is_mended_replaces_its_quarantine() -> None:
 
 
 def test_an_event_too_large_for_the_stream_is_filed_and_cut() -> None:
-    changes = see({"no": "A1", "blob": "x" * 700_000, "made": {"number": "A1"}}, {"no": "B" * 1_000_000})
+    changes = see({"no": "A1", "blob": "x" * 700_000}, {"no": "B" * 1_000_000})
     labels = changes.labels()
     assert (labels[Cause.LIVE], labels[QUARANTINE]) == (1, 1)
     assert all(len(record.data) < 1_000_000 for record in changes.records.values())
