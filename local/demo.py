@@ -135,7 +135,7 @@ async def _status(stack: Stack) -> str:
 
 
 def _in_words(report: demo_once.Report) -> str:
-    fresh = report.freshness_ms
+    fresh, promised_ms = report.freshness_ms, report.freshness_bound_ms
     lines = [
         f"bubble             {report.bubble}",
         f"back office        {report.rows_back_office} rows",
@@ -143,7 +143,7 @@ def _in_words(report: demo_once.Report) -> str:
         f"differences        {report.missing} missing, {report.stale} stale, {report.ghosts} ghosts",
         f"deletions          {report.deletions}",
         f"API                {report.api_reads} reads, {report.api_rows} rows compared, {len(report.api_mismatches)} wrong",
-        f"freshness          p50 {fresh['p50']} ms, p99 {fresh['p99']} ms, of {fresh['samples']} changes; promised {report.freshness_bound_ms} ms",
+        f"freshness          p50 {fresh['p50']} ms, p99 {fresh['p99']} ms of {fresh['samples']} changes (promised {promised_ms})",
         f"took               {report.seconds} s",
         *(f"wrong              {fault}" for fault in report.api_mismatches),
         "good" if report.is_good else "NOT good",

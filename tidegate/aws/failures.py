@@ -24,6 +24,7 @@ from botocore.exceptions import (
     InvalidProxiesConfigError,
     MetadataRetrievalError,
 )
+from botocore.exceptions import ConnectionError as BotocoreConnectionError
 from botocore.parsers import ResponseParserError
 
 from tidegate.errors import Fatal, Rejected, Superseded, TidegateError, Transient
@@ -165,7 +166,13 @@ FATAL_CODES = frozenset(
 _VENDOR_ERRORS = (BotoCoreError, ClientError, ResponseParserError, TransportError, OSError)
 # Of botocore's own errors these come from the network or from the service that hands out credentials. The rest
 # (no region, no credentials, wrong parameters) will be the same next time.
-_PASSING_ERRORS = (HTTPClientError, IncompleteReadError, MetadataRetrievalError, CredentialRetrievalError)
+_PASSING_ERRORS = (
+    BotocoreConnectionError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+)
 
 
 @contextmanager

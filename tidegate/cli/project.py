@@ -28,18 +28,19 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run_new(arguments: argparse.Namespace) -> int:
     name: str = arguments.name
     folder = Path(name)
-    _check_name(name)
-    if folder.exists():
-        raise Fatal(f"{folder}/ is there already; choose another name or remove it")
+    _check_name(name, folder)
     _write(importlib.resources.files("tidegate") / "scaffold", folder, name)
     _write_migration(folder.resolve(), name)
     print(f"wrote {folder}/. Next:\n\n  cd {folder}\n  tidegate demo --bubble {name}.bubble\n")
     return 0
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, folder: Path) -> None:
     if not _NAME.match(name) or keyword.iskeyword(name):
         raise Fatal(f"{name!r} cannot be a package's name; use lower-case letters, digits and underscores")
+    # Before the look at packages: a folder where one stands is importable, too.
+    if folder.exists():
+        raise Fatal(f"{folder}/ is there already; choose another name or remove it")
     if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
         raise Fatal(f"{name!r} is the name of an installed package; choose another")
 
