@@ -17,11 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import aiohttp
-import asyncpg
 import msgspec
 
-from local import demo_once, demo_spec
+from local import demo_once, demo_spec, demo_status
 from local.folder import Folder
 from local.stack import Stack, running
 from tidegate import bubble as bubbles
@@ -103,35 +101,11 @@ async def _show_status(stack: Stack) -> None:
     terminal = sys.stdout.isatty()
     while True:
         try:
-            status = await _status(stack)
-        except (asyncpg.PostgresError, OSError, aiohttp.ClientError, TimeoutError) as error:
-            status = f"no status at the moment: {error}"
-        print(f"\r\x1b[2K{status}" if terminal else status, end="" if terminal else "\n", flush=True)
+            line = await demo_status.status(stack)
+        except demo_status.UNREACHABLE as error:
+            line = f"no status at the moment: {error}"
+        print(f"\r\x1b[2K{line}" if terminal else line, end="" if terminal else "\n", flush=True)
         await asyncio.sleep(_STATUS_S if terminal else _STATUS_IN_A_FILE_S)
-
-
-async def _status(stack: Stack) -> str:
-    behind = changes = 0
-    for office in stack.offices:
-        async with stack.session.get(f"{office.url}/_sim/stats") as answer:
-            stats = await answer.json()
-        behind += sum(stats["rows"].values())
-        changes += stats["changes"]
-    connection = await asyncpg.connect(stack.database("operator_login"), timeout=5)
-    try:
-        front = 0
-        for shape in stack.bubble.shapes:
-            front += await connection.fetchval(f'SELECT count(*) FROM "{shape.table}" WHERE NOT _deleted')
-        filed = await connection.fetchval("SELECT count(*) FROM tidegate.dead_letter")
-    finally:
-        await connection.close()
-    age_s = await demo_once.oldest_age_s(stack)
-    age = "not known yet" if age_s is None else f"{age_s:.1f} s ago"
-    restarts = sum(child.restarts for child in stack.supervisor.children)
-    return (
-        f"back office {behind} rows, {changes} changes | front office {front} rows, as of {age} | "
-        f"dead letters {filed} | restarts {restarts}"
-    )
 
 
 def _in_words(report: demo_once.Report) -> str:

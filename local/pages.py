@@ -74,12 +74,20 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     back_offices: list[Link]
 
 
+class Served:
+    """How many answers of the API this server has handed on."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+
+
 class Site(msgspec.Struct, frozen=True, kw_only=True):
     """What the page server needs. `api_url`: the gateway's address, without a slash at its end."""
 
     api_url: str
     about: About
     sign_in: SignIn
+    served: Served
 
 
 class _Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,6 +149,7 @@ class _Pages:
                 body = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             return _json({"title": "The API does not answer", "detail": str(error)}, 502)
+        self._site.served.answers += 1
         kept = {name: answer.headers[name] for name in _HANDED_BACK if name in answer.headers}
         return web.Response(status=answer.status, body=body, headers=kept)
 

@@ -67,6 +67,7 @@ class Stack:
     postgres: Postgres = field(init=False)
     deployment: gateway.Deployment = field(init=False)
     page_url: str = ""
+    served: pages.Served = field(default_factory=pages.Served)
     _endpoints: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -287,7 +288,7 @@ def _site(stack: Stack) -> pages.Site:
     ]
     offices = [pages.Link(title=office.spec.title or office.name, url=office.url) for office in stack.offices]
     about = pages.About(title=stack.demo.title or stack.bubble.name, users=users, back_offices=offices)
-    return pages.Site(api_url=stack.deployment.api_url, about=about, sign_in=stack.sign_in)
+    return pages.Site(api_url=stack.deployment.api_url, about=about, sign_in=stack.sign_in, served=stack.served)
 
 
 def _inherited() -> dict[str, str]:

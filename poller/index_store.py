@@ -14,13 +14,16 @@ What a crash leaves behind, step by step:
    of those keys next is published, under the same version if it is the same row.
 3. after publishing, before the cursor: the same as 2; published twice, applied once.
 4. after the snapshot object, before the cursor names it: an object that nobody refers to; the next clean-up takes it.
-5. after the cursor names the snapshot, before the clean-up: journals at or below its number; ignored, then taken.
+5. after the cursor names the snapshot, before the clean-up: journals at or below its number. They are unsure, since
+   they cannot be told from those of 7; their rows are published once more under the same versions.
 6. the cursor's table is lost: the newest snapshot and every journal, all of them unsure; polling starts over.
+7. a poller that lost its lease and does not know it yet: it may write one journal and publish it before the cursor
+   refuses it. Whoever holds the lease finds the journal before its next snapshot (`strangers`) and takes it as unsure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -35,11 +38,15 @@ _decoder = msgspec.msgpack.Decoder(dict[str, Entry])
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """`journal`: number after which new journals go on. `is_orphaned`: objects without a cursor that knows them."""
+    """`journal`: number after which new journals go on. `is_orphaned`: objects without a cursor that knows them.
+
+    `journals` are the names of those that are in `index`.
+    """
 
     index: Index
     journal: int
     is_orphaned: bool
+    journals: frozenset[str]
 
 
 class IndexStore(Protocol):
@@ -55,8 +62,15 @@ class IndexStore(Protocol):
         """Write the whole index as of journal `number`; answers the snapshot's name. Raises Transient, Fatal."""
         ...
 
-    async def clean_up(self, cursor: Cursor) -> None:
-        """Delete what the cursor's snapshot makes superfluous. Raises Transient, Fatal."""
+    async def strangers(self, cursor: Cursor, known: Set[str]) -> dict[str, dict[str, Entry]]:
+        """Journals of earlier terms, by name, that were not there at `load`. Raises Transient, Fatal."""
+        ...
+
+    async def clean_up(self, cursor: Cursor, known: Set[str]) -> None:
+        """Delete what the cursor's snapshot makes superfluous: own journals, and those of others that it contains.
+
+        Raises Transient, Fatal.
+        """
         ...
 
 
@@ -81,15 +95,18 @@ class S3IndexStore:
         index = Index(await self._read(name) if name else {})
         start = _parse(name).number if name else -1
         for each in journals:
-            if each.number <= start:
-                continue
             entries = await self._read(each.key)
-            is_sure = each.number <= cursor.journal and not is_orphaned and _is_last(each, journals)
+            is_sure = start < each.number <= cursor.journal and not is_orphaned and _is_last(each, journals)
             index.apply(
                 entries if is_sure else {key: doubtful(index.get(key), entry) for key, entry in entries.items()}
             )
         last = max((each.number for each in (*journals, *snapshots)), default=0)
-        return Opened(index=index, journal=last if is_orphaned else cursor.journal, is_orphaned=is_orphaned)
+        return Opened(
+            index=index,
+            journal=last if is_orphaned else cursor.journal,
+            is_orphaned=is_orphaned,
+            journals=frozenset(each.key for each in journals),
+        )
 
     async def append(self, source: str, number: int, epoch: int, entries: Mapping[str, Entry]) -> None:
         await self._write(f"{source}/journal/{number:012d}-{epoch}", entries)
@@ -99,11 +116,19 @@ class S3IndexStore:
         await self._write(name, index.entries())
         return name
 
-    async def clean_up(self, cursor: Cursor) -> None:
+    async def strangers(self, cursor: Cursor, known: Set[str]) -> dict[str, dict[str, Entry]]:
+        names = [each for each in await self._names(f"{cursor.source}/journal/") if _is_strange(each, cursor, known)]
+        return {each.key: await self._read(each.key) for each in names}
+
+    async def clean_up(self, cursor: Cursor, known: Set[str]) -> None:
         if not cursor.snapshot:
             return
         number = _parse(cursor.snapshot).number
-        old = [each.key for each in await self._names(f"{cursor.source}/journal/") if each.number <= number]
+        old = [
+            each.key
+            for each in await self._names(f"{cursor.source}/journal/")
+            if each.number <= number and not _is_strange(each, cursor, known)
+        ]
         old += [
             each.key
             for each in await self._names(f"{cursor.source}/snapshot/")
@@ -138,6 +163,10 @@ class S3IndexStore:
         body = _encoder.encode(entries)
         with aws_errors(f"write {key}"):
             await self._client.put_object(Bucket=self._bucket, Key=key, Body=body)
+
+
+def _is_strange(name: _Name, cursor: Cursor, known: Set[str]) -> bool:
+    return name.epoch != cursor.epoch and name.key not in known
 
 
 def _is_last(name: _Name, names: list[_Name]) -> bool:

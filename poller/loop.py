@@ -188,7 +188,8 @@ class SourceLoop:
     async def _compact(self) -> None:
         now = self._clock()
         if self._polls or now - self._compacted_at >= _COMPACT_S:
-            await self._term.compact()
+            if await self._term.compact():
+                self._sweep_at = now
             self._compacted_at = now
 
     def _tell(self, sweep: Sweep, loaded_now: bool) -> None:

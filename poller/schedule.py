@@ -52,7 +52,7 @@ def next_step(agenda: Agenda, now: float) -> Next:
 def back_off_s(attempt: int, retry_after_s: float | None, base_s: float, most_s: float, dice: float) -> float:
     """How long to wait after failure number `attempt` (from 1). `dice` is from 0 to 1: full jitter.
 
-    The other side's own wish is honoured, up to ten times our longest wait, and never undercut.
+    The other side's own wish is waited out before the jitter, up to ten times our longest wait.
     """
     jittered = min(most_s, base_s * 2.0 ** min(attempt - 1, 30)) * dice
     if retry_after_s is None:

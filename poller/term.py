@@ -20,7 +20,7 @@ from poller.index_store import IndexStore
 from poller.publisher import Publisher
 from poller.schedule import back_off_s
 from poller.settings import LoopSettings
-from poller.snapshot import Index
+from poller.snapshot import Index, doubtful
 from poller.source import Cursor, Page, Position, Progress, Source
 from poller.translate import Reading, raw_key
 from tidegate import telemetry
@@ -64,6 +64,7 @@ class Term:
         self._check = check
         self._cursor: Cursor | None = None
         self._read = 0
+        self._journals: frozenset[str] = frozenset()
         self._log = telemetry.get_logger("poller.term")
 
     @property
@@ -81,7 +82,7 @@ class Term:
         self._check()
         cursor = await self._stores.cursors.open(self.name, least_epoch)
         opened = await self._stores.indexes.load(cursor)
-        self.index = opened.index
+        self.index, self._journals = opened.index, opened.journals
         self._cursor = replace(cursor, journal=max(cursor.journal, opened.journal))
         if opened.is_orphaned:
             # Journals that no cursor knows must not look vouched for once new ones have higher numbers.
@@ -152,14 +153,23 @@ class Term:
         """Remember progress alone. Raises as commit."""
         await self.commit(self.changes(), progress)
 
-    async def compact(self) -> None:
-        """Write the index whole, let the cursor name it, drop what it replaces. Raises as commit."""
-        cursor, indexes = self.cursor, self._stores.indexes
+    async def compact(self) -> bool:
+        """Write the index whole, let the cursor name it, drop what it replaces. Raises as commit.
+
+        Answers whether an earlier term wrote something since this one began: its rows are unsure from now on.
+        """
+        indexes = self._stores.indexes
+        strange = await self.insist(lambda: indexes.strangers(self.cursor, self._journals))
+        for entries in strange.values():
+            self.index.apply({key: doubtful(self.index.get(key), entry) for key, entry in entries.items()})
+        self._journals |= strange.keys()
+        cursor = self.cursor
         name = await self.insist(lambda: indexes.write_snapshot(self.name, cursor.journal, cursor.epoch, self.index))
         if name != cursor.snapshot:
             named = replace(cursor, snapshot=name)
             self._cursor = await self.insist(lambda: self._stores.cursors.advance(named))
-        await self.insist(lambda: indexes.clean_up(self.cursor))
+        await self.insist(lambda: indexes.clean_up(self.cursor, self._journals))
+        return bool(strange)
 
     async def insist(self, step: Callable[[], Awaitable[T]]) -> T:
         """The same step until it is done. Raises what it raises, Transient only when asked to stop."""

@@ -293,12 +293,15 @@ class World:
         )  # fmt: skip
 
     async def take(self, *, allowed: bool = False, term: Term | None = None) -> SourceLoop:
-        loop = SourceLoop(
-            term or self.term(), self.stream, clock=lambda: self.clock_s, wall=lambda: self.office.now.timestamp(),
-            allowed=allowed,
-        )  # fmt: skip
+        loop = SourceLoop(term or self.term(), self.stream, clock=self._monotonic_s, wall=self._wall_s, allowed=allowed)
         await loop.open()
         return loop
+
+    def _monotonic_s(self) -> float:
+        return self.clock_s
+
+    def _wall_s(self) -> float:
+        return self.office.now.timestamp()
 
     async def spend(self, loop: SourceLoop, seconds: float, changes: int = 0) -> None:
         """Let the loop do what is due for so long, with life going on beside it; waiting takes no real time."""

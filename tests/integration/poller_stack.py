@@ -21,7 +21,7 @@ from local.kinesis.settings import Settings as KinesisSettings
 from local.legacy.office import BackOffice
 from local.legacy.server import Settings as OfficeSettings
 from local.legacy.server import serving as serving_office
-from tests.contract.kinesis_peers import Server, start_ministack
+from tests.contract.kinesis_peers import Server
 from tidegate import aws, codec
 from tidegate.event import ChangeEvent, EntityKey, QuarantineRecord, Watermark
 

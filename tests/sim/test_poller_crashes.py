@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from poller.index_store import S3IndexStore
 from poller.loop import SourceLoop
 from tests.fakes.poller_world import PLAIN_THINGS, THINGS, Crash, World
 from tidegate.bubble import Source
@@ -125,7 +126,6 @@ async def test_many_crashes_in_a_lively_back_office(seed: int) -> None:
 
 async def test_the_proof_can_fail_without_journals(monkeypatch: pytest.MonkeyPatch) -> None:
     """An index that forgets what was half published keeps a row that is long gone: exactly what journals prevent."""
-    from poller.index_store import S3IndexStore
 
     async def forget(*_: object) -> None:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from tests.fakes.poller_world import THINGS, World
+from tests.fakes.poller_world import PLAIN_THINGS, THINGS, World
 from tidegate.errors import Superseded
 from tidegate.event import Cause, Operation
 
@@ -162,6 +162,22 @@ async def test_an_older_poller_cannot_move_the_cursor_nor_write_over_the_index()
     count = len(world.stream.events)
     await world.spend(after, 40)
     assert len(world.stream.events) == count, "the index that was loaded knows everything"
+
+
+async def test_what_an_older_poller_published_too_late_is_put_right() -> None:
+    world = await loaded(declared=PLAIN_THINGS)
+    old = await world.take()
+    await world.spend(old, 40)
+    new = await world.take()
+    row = world.office.rows["K0001"]
+    world.office.write("K0001")
+    with pytest.raises(Superseded):
+        await world.spend(old, 10)
+    # The old one published it; the new one never sees it, for the row is again as it knows it.
+    assert world.stream.contents() == world.truth()
+    world.office.rows["K0001"] = row
+    await world.spend(new, 70)
+    assert world.stream.contents() == world.truth()
 
 
 async def test_a_lost_cursor_table_starts_over_and_stays_right() -> None:

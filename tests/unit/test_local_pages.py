@@ -38,6 +38,7 @@ async def page() -> AsyncIterator[aiohttp.ClientSession]:
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         site = pages.Site(
+            served=pages.Served(),
             api_url=f"http://127.0.0.1:{runner.addresses[0][1]}/stage",
             about=pages.About(
                 title="Sample",

@@ -142,6 +142,14 @@ def test_a_tie_group_that_never_holds_still_ends_in_doubt() -> None:
     assert walker.requests <= ROUNDS * 15
 
 
+def test_a_tail_of_several_pages_proves_no_more_than_its_bound() -> None:
+    bound = QUIET.replace(tzinfo=None)
+    at = SinceTime(bound=bound, page=2, tail=True)
+    asked_at = QUIET + timedelta(seconds=10)
+    answer = Answer(["a"], None, None, asked_at, asked_at, [bound + timedelta(seconds=1)])
+    assert after_time(at, answer, 2.0, ZoneInfo("UTC")) == Step(SinceTime(bound=bound), has_more=False, as_of=QUIET)
+
+
 def test_a_full_walk_during_which_rows_went_away_proves_nothing() -> None:
     at = FullWalk()
     first = after_full(at, Answer(["a", "b"], 2, 5, QUIET, QUIET), 2.0)
