@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import shutil
 import signal
 import sys
 import time
@@ -104,7 +105,9 @@ async def _show_status(stack: Stack) -> None:
             line = await demo_status.status(stack)
         except demo_status.UNREACHABLE as error:
             line = f"no status at the moment: {error}"
-        print(f"\r\x1b[2K{line}" if terminal else line, end="" if terminal else "\n", flush=True)
+        # A line that wraps cannot be rewritten.
+        shown = line[: shutil.get_terminal_size().columns - 1]
+        print(f"\r\x1b[2K{shown}" if terminal else line, end="" if terminal else "\n", flush=True)
         await asyncio.sleep(_STATUS_S if terminal else _STATUS_IN_A_FILE_S)
 
 

@@ -26,12 +26,12 @@ async def status(stack: Stack) -> str:
     total = {name: sum(metrics.get(name, 0.0) for metrics in scraped) for name in _SUMMED}
     lag_ms = max((metrics.get(_LAG, 0.0) for metrics in scraped), default=0.0)
     age_s = await oldest_age_s(stack)
-    age = "not known yet" if age_s is None else f"{age_s:.1f} s ago"
+    age = "?" if age_s is None else f"{age_s:.1f} s ago"
     restarts = sum(child.restarts for child in stack.supervisor.children)
     return (
-        f"back office {rows} rows, {changes} changes | published {total[_PUBLISHED]:.0f} | "
-        f"projected {total[_PROJECTED]:.0f}, lag {lag_ms:.0f} ms | front office {shown} rows, "
-        f"{stack.served.answers} answers served | as of {age} | dead letters {filed} | restarts {restarts}"
+        f"back office {rows} rows, {changes} changes > published {total[_PUBLISHED]:.0f} > "
+        f"projected {total[_PROJECTED]:.0f}, lag {lag_ms:.0f} ms > front office {shown} rows, as of {age}, "
+        f"served {stack.served.answers} | dead letters {filed} | restarts {restarts}"
     )
 
 
