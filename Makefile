@@ -16,7 +16,7 @@ setup: .venv/.ready ## Create .venv with everything pinned and hashed
 	@touch $@
 
 demo: setup ## Run the whole way on this machine until Ctrl-C (ARGS="--bubble flights --once --json")
-	$(BIN)/tidegate demo $(ARGS)
+	@$(BIN)/tidegate demo $(ARGS)
 
 test: check peers ## Check the code and run all tests (ARGS="-k name")
 	$(BIN)/python -m pytest $(ARGS)
@@ -34,7 +34,7 @@ tests/peers/node_modules/.ready: tests/peers/package-lock.json
 	@touch $@
 
 bench: setup ## Run the benchmarks (ONLY=name for one)
-	$(BIN)/python -m bench $(ONLY)
+	@$(BIN)/python -m bench $(ONLY)
 
 lock: setup ## Resolve the requirement locks anew
 	$(BIN)/uv pip compile -q pyproject.toml --extra local --extra flights --group dev $(LOCK) -o requirements/dev.txt
