@@ -52,6 +52,7 @@ class Poller:
         self._session = session
         self._s3 = s3
         self._environ = environ
+        self._to_republish = set(settings.republish)
         # Made once here, so that a missing variable is found at the start and not at the first take.
         for source in declared.values():
             self._source(source)
@@ -67,8 +68,18 @@ class Poller:
             stop=hold.stop,
             check=hold.check,
         )
-        allowed = hold.key in self._settings.allow_mass_deletion
-        await SourceLoop(term, self._stores.publisher, allowed=allowed).run(hold.epoch)
+        loop = SourceLoop(
+            term,
+            self._stores.publisher,
+            allowed=hold.key in self._settings.allow_mass_deletion,
+            republish=hold.key in self._to_republish,
+        )
+        try:
+            await loop.run(hold.epoch)
+        finally:
+            if loop.has_republished:
+                # Once in a process, however often the lease comes back.
+                self._to_republish.discard(hold.key)
 
     def _source(self, declared: bubble.Source) -> Source:
         if isinstance(declared.feed, bubble.CsvDrop):
@@ -79,7 +90,7 @@ class Poller:
 def chosen(settings: PollerSettings, loaded: bubble.Bubble) -> dict[str, bubble.Source]:
     """The sources to poll, by name. Raises Fatal for a name that the bubble does not have."""
     sources = {source.name: source for source in loaded.sources}
-    for name in (*settings.sources, *settings.allow_mass_deletion):
+    for name in (*settings.sources, *settings.allow_mass_deletion, *settings.republish):
         if name not in sources:
             raise Fatal(f"the bubble {loaded.name!r} has no source {name!r}; it has {', '.join(sorted(sources))}")
     return {name: sources[name] for name in settings.sources} if settings.sources else sources

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -53,6 +53,32 @@ class _Row(NamedTuple):
     name: str
     stamp: bytes
     before: Entry | None
+
+
+def distinct(rows: Sequence[RawRow], reading: Reading) -> tuple[RawRow, ...]:
+    """One row a key: of several in one answer the one with the highest version, of equal ones the last.
+
+    A row that cannot be translated counts as older than one that can. Rows without a usable key all stay.
+    """
+    chosen: dict[str, int] = {}
+    left_out: set[int] = set()
+    for at, row in enumerate(rows):
+        key = raw_key(row, reading.key_path)
+        if key is None:
+            continue
+        before = chosen.setdefault(key, at)
+        if before != at:
+            is_older = _version(row, key, reading) < _version(rows[before], key, reading)
+            left_out.add(at if is_older else before)
+            chosen[key] = before if is_older else at
+    return tuple(row for at, row in enumerate(rows) if at not in left_out)
+
+
+def _version(row: RawRow, key: str, reading: Reading) -> int:
+    try:
+        return translate(row, key, reading).source_version
+    except Rejected:
+        return -1
 
 
 class Changes:

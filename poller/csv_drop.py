@@ -2,6 +2,9 @@
 
 One file is a consistent whole, so a row missing from it is gone: there is nobody to ask again, and the limit on
 mass deletions is what stands between a truncated file and the front office.
+
+A file that was replaced or deleted between listing and reading is an ordinary race: the next poll lists again. A
+bucket that cannot be read is this source's failure alone.
 """
 
 from __future__ import annotations
@@ -9,16 +12,18 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from poller.source import FullWalk, Page, Position
+from poller.source import FullWalk, Page, Position, Refused
 from tidegate.aws import aws_errors
 from tidegate.bubble import CsvDrop, RawRow, Source
-from tidegate.errors import Fatal, Transient
+from tidegate.errors import Fatal, Rejected, Superseded, Transient
 
 _MOST_FILE_BYTES = 512 * 1024 * 1024
+_RACES = frozenset({"PreconditionFailed", "412", "NoSuchKey", "NoSuchVersion", "404"})
 
 
 class CsvDropSource:
@@ -69,7 +74,7 @@ class CsvDropSource:
 
     async def _newest(self) -> dict[str, Any] | None:
         newest: dict[str, Any] | None = None
-        with aws_errors(f"list s3://{self._bucket}/{self._feed.prefix}"):
+        with _drop_errors(f"list s3://{self._bucket}/{self._feed.prefix}"):
             async for page in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._feed.prefix
             ):
@@ -81,7 +86,7 @@ class CsvDropSource:
     async def _read(self, item: dict[str, Any]) -> bytes:
         if item["Size"] > _MOST_FILE_BYTES:
             raise Transient(f"{self._declared.name}: {item['Key']} is larger than {_MOST_FILE_BYTES} bytes")
-        with aws_errors(f"read s3://{self._bucket}/{item['Key']}"):
+        with _drop_errors(f"read s3://{self._bucket}/{item['Key']}"):
             # A file replaced between listing and reading is not the one that the mark names.
             reply = await self._client.get_object(Bucket=self._bucket, Key=item["Key"], IfMatch=item["ETag"])
             body: bytes = await reply["Body"].read()
@@ -99,3 +104,15 @@ class CsvDropSource:
             raise Transient(
                 f"{self._declared.name}: {key} cannot be read ({error}); waiting for a newer file"
             ) from error
+
+
+@contextmanager
+def _drop_errors(doing: str) -> Iterator[None]:
+    """As `aws_errors`, but nothing that one bucket answers is more than this source's failure."""
+    try:
+        with aws_errors(doing, superseded=_RACES):
+            yield
+    except Superseded as error:
+        raise Transient(f"{error}; it was replaced or deleted meanwhile") from error
+    except (Fatal, Rejected) as error:
+        raise Refused(str(error)) from error

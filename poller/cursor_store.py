@@ -5,20 +5,17 @@ Item: source (S, key), position (S, JSON of Progress), revision, epoch, journal 
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
 from poller.source import Cursor, Progress
-from tidegate.aws import aws_errors, error_code
+from tidegate.aws import aws_errors, ensure_table, error_code
 from tidegate.errors import Fatal, Superseded, Transient
 
 _CONDITION_FAILED = "ConditionalCheckFailedException"
 _OPENINGS = 5
-_READY_TRIES = 120
-_READY_WAIT_S = 0.5
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Progress)
 
@@ -48,32 +45,13 @@ class DynamoCursorStore:
 
     async def ensure_table(self) -> None:
         """Create the table unless it is there; wait until it may be used. Raises Fatal, Transient."""
-        if await self._is_ready():
-            return
-        try:
-            with aws_errors(f"create the table {self._table}", superseded={"ResourceInUseException"}):
-                await self._client.create_table(
-                    TableName=self._table,
-                    KeySchema=[{"AttributeName": "source", "KeyType": "HASH"}],
-                    AttributeDefinitions=[{"AttributeName": "source", "AttributeType": "S"}],
-                    BillingMode="PAY_PER_REQUEST",
-                )
-        except Superseded:
-            # Another process creates it at this moment.
-            pass
-        for _ in range(_READY_TRIES):
-            if await self._is_ready():
-                return
-            await asyncio.sleep(_READY_WAIT_S)
-        raise Fatal(f"the table {self._table} did not become active within a minute")
-
-    async def _is_ready(self) -> bool:
-        try:
-            with aws_errors(f"describe the table {self._table}", superseded={"ResourceNotFoundException"}):
-                reply = await self._client.describe_table(TableName=self._table)
-        except Superseded:
-            return False
-        return reply["Table"]["TableStatus"] in ("ACTIVE", "UPDATING")
+        definition = {
+            "TableName": self._table,
+            "KeySchema": [{"AttributeName": "source", "KeyType": "HASH"}],
+            "AttributeDefinitions": [{"AttributeName": "source", "AttributeType": "S"}],
+            "BillingMode": "PAY_PER_REQUEST",
+        }
+        await ensure_table(self._client, definition)
 
     async def open(self, source: str, least_epoch: int) -> Cursor:
         for _ in range(_OPENINGS):

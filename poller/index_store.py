@@ -93,7 +93,9 @@ class S3IndexStore:
         is_orphaned = cursor.snapshot == "" and cursor.journal == 0 and bool(journals or snapshots)
         name = cursor.snapshot or (snapshots[-1].key if is_orphaned and snapshots else "")
         index = Index(await self._read(name) if name else {})
-        start = _parse(name).number if name else -1
+        if is_orphaned:
+            index.doubt()
+        start = number_of(name) if name else -1
         for each in journals:
             entries = await self._read(each.key)
             is_sure = start < each.number <= cursor.journal and not is_orphaned and _is_last(each, journals)
@@ -123,7 +125,7 @@ class S3IndexStore:
     async def clean_up(self, cursor: Cursor, known: Set[str]) -> None:
         if not cursor.snapshot:
             return
-        number = _parse(cursor.snapshot).number
+        number = number_of(cursor.snapshot)
         old = [
             each.key
             for each in await self._names(f"{cursor.source}/journal/")
@@ -163,6 +165,11 @@ class S3IndexStore:
         body = _encoder.encode(entries)
         with aws_errors(f"write {key}"):
             await self._client.put_object(Bucket=self._bucket, Key=key, Body=body)
+
+
+def number_of(snapshot: str) -> int:
+    """The number of the last journal that a snapshot contains; 0 for "", none."""
+    return _parse(snapshot).number if snapshot else 0
 
 
 def _is_strange(name: _Name, cursor: Cursor, known: Set[str]) -> bool:

@@ -31,7 +31,10 @@ _COMPACT_S = 60.0
 
 
 class SourceLoop:
-    """`clock` is monotonic, in seconds; `wall` is seconds since 1970. `allowed`: a mass deletion was confirmed."""
+    """`clock` is monotonic, in seconds; `wall` is seconds since 1970. `allowed`: a mass deletion was confirmed.
+
+    `republish`: publish everything once more; `has_republished` tells when its walk is complete.
+    """
 
     def __init__(
         self,
@@ -41,12 +44,15 @@ class SourceLoop:
         clock: Callable[[], float] | None = None,
         wall: Callable[[], float] = time.time,
         allowed: bool = False,
+        republish: bool = False,
     ) -> None:
         self._term = term
         self._publisher = publisher
         self._clock = clock or asyncio.get_running_loop().time
         self._wall = wall
         self._allowed = allowed
+        self._republish = republish
+        self.has_republished = False
         self._declared = term.reading.source
         self._polls = term.source.start is not None
         self._poll_at: float | None = None
@@ -55,6 +61,7 @@ class SourceLoop:
         self._in_poll = False
         self._poll_failures = 0
         self._sweep_failures = 0
+        self._unproven = 0
         self._sweep: Sweep | None = None
         self._sweep_began = 0.0
         self._suspects: frozenset[str] = frozenset()
@@ -71,7 +78,7 @@ class SourceLoop:
 
     async def open(self, least_epoch: int = 0) -> None:
         """Begin the term. Raises as `Term.open`."""
-        await self._term.open(max(least_epoch, int(self._wall())))
+        await self._term.open(max(least_epoch, int(self._wall())), republish=self._republish)
         self._begin()
 
     async def step(self) -> float:
@@ -134,6 +141,7 @@ class SourceLoop:
         self._after_page(page, loaded_now=progress.loaded and not before.loaded)
         if not page.has_more:
             await self._send_watermark(page.as_of)
+        await self._bound_journals()
 
     def _after_page(self, page: Page, *, loaded_now: bool) -> None:
         if loaded_now:
@@ -159,38 +167,70 @@ class SourceLoop:
 
     async def _sweep_on(self) -> None:
         if self._sweep is None:
-            cause = Cause.SWEEP if self._polls else Cause.LIVE if self._term.progress.loaded else Cause.BACKFILL
-            self._sweep = Sweep(self._term, cause, self._suspects, allowed=self._allowed)
+            self._sweep = Sweep(self._term, self._cause(), self._suspects, allowed=self._allowed)
             self._sweep_began = self._clock()
         if await self._sweep.step():
             await self._finish(self._sweep)
+        await self._bound_journals()
+
+    def _cause(self) -> Cause:
+        if self._republish and not self.has_republished:
+            # Whatever it brings back is no news to anybody outside.
+            return Cause.BACKFILL
+        return Cause.SWEEP if self._polls else Cause.LIVE if self._term.progress.loaded else Cause.BACKFILL
 
     async def _finish(self, sweep: Sweep) -> None:
         term = self._term
         loaded_now = not self._polls and not term.progress.loaded and not sweep.is_idle
-        progress = replace(term.progress, doubt=False, mark=term.progress.mark if sweep.is_held else sweep.mark)
+        proves = sweep.as_of is not None and not sweep.is_ignored
+        progress = replace(
+            term.progress,
+            # While rows are shown that may be gone, nothing is said about freshness.
+            doubt=sweep.is_held or (term.progress.doubt and not proves),
+            mark=term.progress.mark if sweep.is_held else sweep.mark,
+        )
         await term.advance(replace(progress, loaded=progress.loaded or loaded_now))
         self._sweep = None
-        interval_s = self._declared.sweep_interval_s if self._polls or sweep.is_held else self._declared.poll_interval_s
-        self._sweep_at = self._clock() if sweep.missing and self._polls else self._sweep_began + interval_s
+        self._sweep_at = self._following_sweep_at(sweep)
         self._suspects = sweep.missing
         telemetry.POLLER_DELETIONS_HELD.labels(term.name).set(sweep.is_held)
         if sweep.is_idle:
             return
+        self.has_republished = self._republish
         await self._compact()
         self._tell(sweep, loaded_now)
-        if not self._polls and not sweep.is_held:
+        if not self._polls and not sweep.is_held and not sweep.is_ignored:
             # A deletion shows in the second walk only: until then the first one's time is what is true.
             as_of = self._walked_as_of if sweep.missing else sweep.as_of
             self._walked_as_of = sweep.as_of
             await self._send_watermark(as_of)
 
+    def _following_sweep_at(self, sweep: Sweep) -> float:
+        declared, now = self._declared, self._clock()
+        interval_s = declared.sweep_interval_s if self._polls or sweep.is_held else declared.poll_interval_s
+        if self._term.progress.doubt and not sweep.is_held:
+            # It proved nothing, and watermarks wait for one that does: soon, but a broken re-read must not be hammered.
+            self._unproven += 1
+            return now + min(interval_s, _SOON_S * 2.0 ** min(self._unproven - 1, 10))
+        self._unproven = 0
+        if sweep.missing and self._polls and not sweep.is_held:
+            return now
+        return self._sweep_began + interval_s
+
     async def _compact(self) -> None:
-        now = self._clock()
-        if self._polls or now - self._compacted_at >= _COMPACT_S:
-            if await self._term.compact():
-                self._sweep_at = now
-            self._compacted_at = now
+        if self._polls or self._clock() - self._compacted_at >= _COMPACT_S:
+            await self._compact_now()
+
+    async def _bound_journals(self) -> None:
+        """A successor must not have to read any number of journals because no sweep comes to its end."""
+        if self._term.journals > self._term.settings.journals_most:
+            await self._compact_now()
+
+    async def _compact_now(self) -> None:
+        if await self._term.compact():
+            # Rows that a sweep under way has passed already may be unsure now.
+            self._sweep, self._sweep_at = None, self._clock()
+        self._compacted_at = self._clock()
 
     def _tell(self, sweep: Sweep, loaded_now: bool) -> None:
         name = self._term.name

@@ -5,9 +5,10 @@ One `fetch` is one request; nothing is retried here. The only wait is for the cl
 
     no connection, time-out, 408, 425, 429, 5xx, 3xx,
     an answer that is not what the declaration says   Transient (with Retry-After, seconds or a date)
-    401, 403, other 4xx                               Fatal: configuration; a person must mend it
+    401, 403, 404, other 4xx, a cursor of another     Refused: Transient too, but a person must mend it (or it is a
+    kind of feed                                      maintenance page); long waits, and other sources go on
 
-Except that with page tokens 400, 404 and 410 are Transient too: tokens expire, and the walk starts over.
+Except that with page tokens 400, 404 and 410 are plainly Transient: tokens expire, and the walk starts over.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from zoneinfo import ZoneInfo
 import aiohttp
 import msgspec
 
-from poller.source import FullWalk, Page, PageRef, Position, SinceRevision, SinceTime
+from poller.source import FullWalk, Page, PageRef, Position, Refused, SinceRevision, SinceTime
 from poller.times import OLDEST, as_text, wall_clock
 from poller.translate import dig, raw_key
 from poller.walk import Answer, Step, after_full, after_revision, after_time
@@ -116,7 +117,7 @@ class RestSource:
             case SinceRevision(at=at), ByRevision() as by_revision:
                 return [(by_revision.param, str(at))]
         # The bubble changed its way of asking since the cursor was written.
-        raise Fatal(f"source {self._declared.name!r}: its cursor is of another kind; delete the cursor's item")
+        raise Refused(f"source {self._declared.name!r}: its cursor is of another kind; delete the cursor's item")
 
     def _page_params(self, page: PageRef) -> list[tuple[str, str]]:
         paging = self._feed.paging
@@ -228,12 +229,12 @@ class RestSource:
         status, name = response.status, self._declared.name
         if 200 <= status < 300:
             return
+        wish = _retry_after_s(response.headers.get("Retry-After"), self._now())
         is_token_gone = isinstance(self._feed.paging, PageToken) and status in _TOKEN_GONE
         if status in _PASSING or status >= 500 or status < 400 or is_token_gone:
-            wish = _retry_after_s(response.headers.get("Retry-After"), self._now())
             raise Transient(f"{name}: the back office answered {status}", retry_after_s=wish)
         remedy = "check its credentials" if status in (401, 403) else "check the path and parameters of its declaration"
-        raise Fatal(f"source {name!r}: {response.url.path} answered {status}; {remedy}")
+        raise Refused(f"source {name!r}: {response.url.path} answered {status}; {remedy}", retry_after_s=wish)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         parts: list[bytes] = []
@@ -265,6 +266,8 @@ class RestSource:
             document: object = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise self._odd(f"its answer is not JSON: {error}") from error
+        except RecursionError as error:
+            raise self._odd("its answer nests too deep") from error
         return document
 
     def _odd(self, what: str) -> Transient:

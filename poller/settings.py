@@ -43,6 +43,15 @@ class LoopSettings(Struct, frozen=True, kw_only=True):
     mass_deletion_percent: Annotated[
         int, Meta(ge=0, le=100, description="or this share of them; above both a person must confirm")
     ] = 30
+    refused_most_s: Annotated[
+        float, Meta(gt=0, description="the most that wait becomes while the back office refuses us (401, 404, …)")
+    ] = 300.0
+    clock_ahead_most_s: Annotated[
+        float, Meta(ge=0, description="how far the back office's clock may be ahead of ours and be believed")
+    ] = 5.0
+    journals_most: Annotated[
+        int, Meta(ge=1, description="journals after the snapshot before it is written anew, sweep or no sweep")
+    ] = 1000
     tombstones: Annotated[int, Meta(ge=1, le=500, description="deletions published in one step")] = 200
 
 
@@ -58,6 +67,10 @@ class PollerSettings(Struct, frozen=True, kw_only=True):
     ]
     allow_mass_deletion: Annotated[
         tuple[str, ...], Meta(description="sources whose mass deletion a person confirmed; unset it afterwards")
+    ] = ()
+    republish: Annotated[
+        tuple[str, ...],
+        Meta(description="sources to publish whole once more, after records were lost; unset it afterwards"),
     ] = ()
     sources: Annotated[
         tuple[str, ...], Meta(description="poll only these sources of the bubble; unset: all of them")

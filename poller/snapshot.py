@@ -10,8 +10,9 @@ the publishing is certain. The rules of `judge`:
     a lower source version, or a key that was gone  the source's own order broke: a keyed re-read sent after the
                                                     key's last observation decides, and raises the generation
 
-An entry is *unsure* when its journal was written but the cursor did not come to say so: its event may or may not
-have been published. The same row is then published again under the same version, and the same event id.
+An entry is *unsure* when its journal was written but the cursor did not come to say so, or when a person says that
+records were lost: its event may or may not be in the stream. The same row is then published again under the same
+version, and the same event id; so is the same tombstone.
 """
 
 from __future__ import annotations
@@ -106,9 +107,14 @@ def _judge_changed(entry: Entry, seen: Seen, source_version: int) -> Entry | Non
 
 
 def gone(entry: Entry, epoch: int, read: int) -> Entry | None:
-    """The tombstone of a key that a request showed to be gone; None when something newer is known already."""
-    if (epoch, read) <= (entry.epoch, entry.read) or (entry.state is State.GONE and not entry.unsure):
+    """The tombstone of a key that a request showed to be gone; None when something newer is known already.
+
+    An unsure tombstone is published again as it was: its version never falls behind what the stream holds.
+    """
+    if (epoch, read) <= (entry.epoch, entry.read):
         return None
+    if entry.state is State.GONE:
+        return replace(entry, unsure=False) if entry.unsure else None
     return replace(entry, epoch=epoch, read=read, fingerprint=b"", state=State.GONE, unsure=False)
 
 
@@ -142,6 +148,15 @@ class Index:
     def drop(self, keys: Iterable[str]) -> None:
         for key in keys:
             self._entries.pop(key, None)
+
+    def doubt(self) -> None:
+        """Every entry is unsure from here on."""
+        self._entries = {key: replace(entry, unsure=True) for key, entry in self._entries.items()}
+
+    def is_living(self, key: str) -> bool:
+        """Whether the key is known and not gone."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.state is not State.GONE
 
     def entries(self) -> Mapping[str, Entry]:
         return self._entries

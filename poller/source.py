@@ -19,6 +19,7 @@ from typing import Protocol
 import msgspec
 
 from tidegate.bubble import RawRow
+from tidegate.errors import Transient
 
 PageRef = int | str | None
 """What names a page in a request: a page number, an offset or a token; None is the first page."""
@@ -91,6 +92,10 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     unchanged: bool = False
 
 
+class Refused(Transient):
+    """This source will answer so until a person mends something there or in its declaration; other sources go on."""
+
+
 class Source(Protocol):
     """One feed of one entity, over its adapter. Every call is at most one request for rows.
 
@@ -109,7 +114,7 @@ class Source(Protocol):
     def absence_decides(self) -> bool: ...
 
     async def fetch(self, position: Position, mark: str = "") -> Page:
-        """Raises Transient (with the back office's own retry_after_s, if it said one) or Fatal."""
+        """Raises Transient (with the back office's own retry_after_s, if it said one), of it Refused."""
         ...
 
     async def reread(self, keys: Sequence[str]) -> Page:

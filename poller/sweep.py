@@ -6,10 +6,12 @@ One `step` is one request's worth, so that polls for changes wait no longer than
     confirm   keys that the walk should have shown and did not: asked for by name, since a row can slip a walk
     bury      tombstones for those that are gone
 
-A deletion is believed when a keyed re-read does not show the key *and* shows another one that the walk just saw,
-or the file that is the whole truth lacks it, or, for want of both, when a second walk lacks it too. More deletions
-than the limit stop the burying, not the polling, until a person confirms. Nothing here is durable: after a restart
-the sweep begins anew.
+A deletion is believed when a keyed re-read does not show the key *and* shows another one that the walk just saw
+(the canary; where a request takes one key, it is asked for right after it), or the file that is the whole truth lacks
+it, or, for want of both, when a second walk lacks it too. A walk that showed no key at all deletes nothing, and more
+deletions than the limit stop the burying, not the polling, until a person confirms. A tombstone that is unsure was
+proven before; it is published again whatever else is in doubt. Nothing here is durable: after a restart the sweep
+begins anew.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum, auto
+from itertools import islice
 
 from poller.changes import Changes, Sight
-from poller.snapshot import NAMELESS, State, deletion_limit
+from poller.snapshot import NAMELESS, deletion_limit
 from poller.source import FullWalk
 from poller.term import Term
 from tidegate import telemetry
@@ -42,7 +45,7 @@ class Sweep:
     """`suspects` are the keys that the walk before this one lacked, for sources without a keyed re-read.
 
     After the last step: `as_of` as in `Page`, `missing` the next sweep's suspects, `is_held` whether deletions were
-    stopped, `is_idle` whether there was nothing new to walk.
+    stopped, `is_ignored` whether a re-read proved nothing, `is_idle` whether there was nothing new to walk.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Sweep:
         self.missing: frozenset[str] = frozenset()
         self.mark = term.progress.mark
         self.is_held = False
+        self.is_ignored = False
         self.is_idle = False
         self.rows = 0
         self.deleted = 0
@@ -66,6 +70,7 @@ class Sweep:
         self._first_read: int | None = None
         self._nominated: deque[str] = deque()
         self._gone: dict[str, Sight] = {}
+        self._named = 0
         self._canaries: deque[str] = deque(maxlen=_CANARIES)
         self._limit = 0
         self._log = telemetry.get_logger("poller.sweep")
@@ -96,9 +101,9 @@ class Sweep:
             changes = await term.settle(page.rows[at : at + _SLICE], sight)
             await self._commit(changes)
             self.seen |= changes.seen
-            self._canaries.extend(
-                key for key in list(changes.seen)[:2] if (e := term.index.get(key)) and e.state is State.LIVE
-            )
+            named = [name for name in changes.seen if not name.startswith(NAMELESS)]
+            self._named += len(named)
+            self._canaries.extend(islice((key for key in named if term.index.is_living(key)), 2))
         self.rows += len(page.rows)
         # `following` is durable nowhere: a sweep that is cut off begins anew.
         self._position = page.following if isinstance(page.following, FullWalk) else FullWalk()
@@ -111,47 +116,50 @@ class Sweep:
         missing = list(term.index.missing(self.seen))
         term.index.drop([key for key in missing if key.startswith(NAMELESS)])
         missing = [key for key in missing if not key.startswith(NAMELESS)]
-        self.nominated_count = len(missing)
-        can_ask = term.source.reread_size > 0
+        living = [key for key in missing if term.index.is_living(key)]
+        self._gone = {key: last for key in missing if not term.index.is_living(key)}
+        self.nominated_count = len(living)
         self._limit = deletion_limit(
             term.index.live_count(), term.settings.mass_deletion_rows, term.settings.mass_deletion_percent
         )
-        if not can_ask and self.rows == 0:
-            # An empty walk with nobody to ask proves that something is wrong, not that all is gone.
+        if living and not self._named and not self._allowed:
+            # An empty walk proves that something is wrong, not that all is gone.
             self._limit = 0
-        if can_ask:
-            self._nominated.extend(missing)
-            self._phase = _Phase.CONFIRM if missing else _Phase.DONE
-            return
-        if term.source.absence_decides:
-            self._gone = dict.fromkeys(missing, last)
+            self._hold(len(living))
+        elif living and term.source.reread_size > 0:
+            self._nominated.extend(living)
+            self._phase = _Phase.CONFIRM
+        elif term.source.absence_decides:
+            self._gone |= dict.fromkeys(living, last)
+            self._judge_mass()
         else:
             first = last._replace(read=self._first_read or last.read)
-            self._gone = {key: first for key in missing if key in self._suspects}
-            self.missing = frozenset(missing) - self._gone.keys()
-        self._judge_mass()
+            self._gone |= {key: first for key in living if key in self._suspects}
+            self.missing = frozenset(living) - self._gone.keys()
+            self._judge_mass()
 
     async def _confirm(self) -> None:
         """One batch of keys by name, with one among them that must come back."""
         term = self._term
+        canary = self._canaries[0] if self._canaries else None
+        if canary is None and not (self._allowed and not self._named):
+            # When the walk was empty, there is a person's word in its place.
+            self._ignore("no key that the walk just showed is left to ask for")
+            return
         size = term.source.reread_size
-        canary = self._canaries[0] if self._canaries and size > 1 else None
-        batch = [self._nominated[at] for at in range(min(len(self._nominated), size - (canary is not None)))]
-        changes = self._term.changes()
-        asked = batch if canary is None or canary in batch else [*batch, canary]
-        answer = await term.reread(asked, self.cause, changes)
+        batch = list(islice(self._nominated, size - 1 if canary is not None and size > 1 else size))
+        changes = term.changes()
+        answer = await self._ask(batch, canary, changes)
         if answer is None:
-            self._phase = _Phase.DONE
+            self.is_ignored = True
+            self._spare()
             return
         sight, found = answer
         if canary is not None and canary not in found:
             await self._commit(changes)
             self._canaries.popleft()
             if not self._canaries:
-                self._log.error(
-                    telemetry.POLLER_REREAD_IGNORED, source=term.name, reason="it lacks keys that the walk just showed"
-                )
-                self._phase = _Phase.DONE
+                self._ignore("it lacks keys that the walk just showed")
             return
         absent = {key: sight for key in batch if key not in found}
         if self.nominated_count <= self._limit or self._allowed:
@@ -164,13 +172,41 @@ class Sweep:
         if not self._nominated:
             self._judge_mass()
 
+    async def _ask(self, batch: Sequence[str], canary: str | None, changes: Changes) -> tuple[Sight, set[str]] | None:
+        """As `Term.reread`, the canary included: in a second request where one takes a single key."""
+        term = self._term
+        if canary is None:
+            return await term.reread(batch, self.cause, changes)
+        if term.source.reread_size > 1:
+            return await term.reread([*batch, canary], self.cause, changes)
+        answer = await term.reread(batch, self.cause, changes)
+        proof = None if answer is None else await term.reread([canary], self.cause, changes)
+        return None if answer is None or proof is None else (answer[0], answer[1] | proof[1])
+
     def _judge_mass(self) -> None:
-        self.is_held = len(self._gone) > self._limit and not self._allowed
-        if self.is_held:
-            self._log.error(
-                telemetry.POLLER_DELETIONS_STOPPED, source=self._term.name, gone=len(self._gone), limit=self._limit
-            )
-        self._phase = _Phase.BURY if self._gone and not self.is_held else _Phase.DONE
+        dying = [key for key in self._gone if self._term.index.is_living(key)]
+        if len(dying) > self._limit and not self._allowed:
+            if not self._term.source.reread_size:
+                # They stay suspects, or every other walk would find nothing to hold.
+                self.missing |= frozenset(dying)
+            self._hold(len(dying))
+            return
+        self._phase = _Phase.BURY if self._gone else _Phase.DONE
+
+    def _hold(self, gone: int) -> None:
+        self.is_held = True
+        self._log.error(telemetry.POLLER_DELETIONS_STOPPED, source=self._term.name, gone=gone, limit=self._limit)
+        self._spare()
+
+    def _ignore(self, reason: str) -> None:
+        self.is_ignored = True
+        self._log.error(telemetry.POLLER_REREAD_IGNORED, source=self._term.name, reason=reason)
+        self._spare()
+
+    def _spare(self) -> None:
+        """Bury no living row in this sweep."""
+        self._gone = {key: sight for key, sight in self._gone.items() if not self._term.index.is_living(key)}
+        self._phase = _Phase.BURY if self._gone else _Phase.DONE
 
     async def _bury(self) -> None:
         changes = self._term.changes()

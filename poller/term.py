@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from poller.changes import QUARANTINE, Changes, Sight
+from poller.changes import QUARANTINE, Changes, Sight, distinct
 from poller.cursor_store import CursorStore
-from poller.index_store import IndexStore
+from poller.index_store import IndexStore, number_of
 from poller.publisher import Publisher
 from poller.schedule import back_off_s
 from poller.settings import LoopSettings
 from poller.snapshot import Index, doubtful
-from poller.source import Cursor, Page, Position, Progress, Source
+from poller.source import Cursor, Page, Position, Progress, Refused, Source
 from poller.translate import Reading, raw_key
 from tidegate import telemetry
 from tidegate.bubble import RawRow
@@ -29,6 +31,8 @@ from tidegate.errors import Transient
 from tidegate.event import Cause, Operation
 
 T = TypeVar("T")
+
+_MANY_ROWS = 500
 
 
 class Stores(NamedTuple):
@@ -40,7 +44,10 @@ class Stores(NamedTuple):
 
 
 class Term:
-    """`check` raises Superseded when the lease is gone; `stop` asks to finish what is in hand."""
+    """`check` raises Superseded when the lease is gone; `stop` asks to finish what is in hand.
+
+    `wall` is our own time in seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -52,6 +59,7 @@ class Term:
         stop: asyncio.Event,
         check: Callable[[], None],
         dice: Callable[[], float] = random.random,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.reading = reading
         self.source = source
@@ -60,6 +68,8 @@ class Term:
         self.index = Index()
         self.stop = stop
         self.dice = dice
+        self._wall = wall
+        self._is_ahead = False
         self._stores = stores
         self._check = check
         self._cursor: Cursor | None = None
@@ -77,13 +87,25 @@ class Term:
     def progress(self) -> Progress:
         return self.cursor.progress
 
-    async def open(self, least_epoch: int) -> None:
-        """Begin the term: no older one can move the cursor from here on. Raises Transient, Superseded, Fatal."""
+    @property
+    def journals(self) -> int:
+        """How many journals a successor would have to read after the snapshot."""
+        return self.cursor.journal - number_of(self.cursor.snapshot)
+
+    async def open(self, least_epoch: int, *, republish: bool = False) -> None:
+        """Begin the term: no older one can move the cursor from here on. Raises Transient, Superseded, Fatal.
+
+        `republish`: records were lost from the stream, so every entry is unsure, and a sweep must say otherwise.
+        """
         self._check()
         cursor = await self._stores.cursors.open(self.name, least_epoch)
         opened = await self._stores.indexes.load(cursor)
         self.index, self._journals = opened.index, opened.journals
         self._cursor = replace(cursor, journal=max(cursor.journal, opened.journal))
+        if republish:
+            self.index.doubt()
+            # Without its mark a file that is known already is read again.
+            self._cursor = replace(self._cursor, progress=replace(cursor.progress, doubt=True, mark=""))
         if opened.is_orphaned:
             # Journals that no cursor knows must not look vouched for once new ones have higher numbers.
             await self.compact()
@@ -97,9 +119,37 @@ class Term:
         )
 
     async def fetch(self, position: Position, mark: str = "") -> tuple[int, Page]:
-        """One page and the number of its request. Raises as `Source.fetch`."""
+        """One page, one row a key, and the number of its request. Raises as `Source.fetch`.
+
+        Its `as_of` is never further ahead of our own clock than the limit.
+        """
         read = self._next_read()
-        return read, await self.source.fetch(position, mark)
+        asked_at = self._now()
+        page = await self.source.fetch(position, mark)
+        many = len(page.rows) > _MANY_ROWS
+        # As with a file's parsing: leases must be renewed meanwhile.
+        rows = await asyncio.to_thread(distinct, page.rows, self.reading) if many else distinct(page.rows, self.reading)
+        telemetry.POLLER_DUPLICATES.labels(self.name).inc(len(page.rows) - len(rows))
+        return read, replace(page, rows=rows, as_of=self._believed(page, asked_at))
+
+    def _believed(self, page: Page, asked_at: datetime) -> datetime | None:
+        """The page's `as_of`; by our own clock when the back office's is too far ahead."""
+        if page.as_of is None:
+            return None
+        ahead_s = (page.as_of - self._now()).total_seconds()
+        is_ahead = ahead_s > self.settings.clock_ahead_most_s
+        if is_ahead and not self._is_ahead:
+            self._log.warning(telemetry.POLLER_CLOCK_AHEAD, source=self.name, ahead_s=round(ahead_s, 3))
+        elif self._is_ahead and not is_ahead:
+            self._log.info(telemetry.POLLER_CLOCK_RIGHT, source=self.name)
+        self._is_ahead = is_ahead
+        if not is_ahead:
+            return page.as_of
+        # How old the page's knowledge was when it was served is true by any clock.
+        return asked_at - max(page.served_at - page.as_of, timedelta(seconds=self.reading.source.safety_s))
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._wall(), UTC)
 
     def sight(self, read: int, page: Page, cause: Cause, *, keyed: bool = False) -> Sight:
         # Who cannot be asked by key is believed when a later request shows the row.
@@ -113,11 +163,19 @@ class Term:
     async def settle(self, rows: Iterable[RawRow], sight: Sight) -> Changes:
         """Judge rows, asking again by key for those that only that can decide. Raises as `Source.reread`."""
         changes = self.changes()
-        changes.see(rows, sight)
-        doubted = sorted(changes.doubted)
-        for at in range(0, len(doubted), self.source.reread_size or 1):
-            await self.reread(doubted[at : at + self.source.reread_size], sight.cause, changes)
+        self._see(changes, rows, sight)
+        # Where nobody can be asked by key, what was published stays until a later request shows the row again.
+        size = self.source.reread_size
+        doubted = sorted(changes.doubted) if size else []
+        for at in range(0, len(doubted), size or 1):
+            await self.reread(doubted[at : at + size], sight.cause, changes)
         return changes
+
+    def _see(self, changes: Changes, rows: Iterable[RawRow], sight: Sight) -> None:
+        try:
+            changes.see(rows, sight)
+        except RecursionError as error:
+            raise Transient(f"{self.name}: a row nests too deep to be read") from error
 
     async def reread(self, keys: Sequence[str], cause: Cause, changes: Changes) -> tuple[Sight, set[str]] | None:
         """Ask for keys by name and judge the rows that come; answers which keys exist, None if it proves nothing."""
@@ -132,7 +190,7 @@ class Term:
             )
             return None
         sight = self.sight(read, page, cause, keyed=True)
-        changes.see(page.rows, sight)
+        self._see(changes, page.rows, sight)
         return sight, found
 
     async def commit(self, changes: Changes, progress: Progress) -> None:
@@ -190,11 +248,17 @@ class Term:
 
     def back_off_s(self, attempt: int, error: Transient) -> float:
         """How long to wait after this failure, which is logged."""
-        settings = self.settings
-        wait_s = back_off_s(attempt, error.retry_after_s, settings.back_off_s, settings.back_off_most_s, self.dice())
-        self._log.warning(
-            telemetry.POLLER_FAILED, source=self.name, attempt=attempt, wait_s=round(wait_s, 3), error=str(error)
-        )
+        settings, wish_s = self.settings, error.retry_after_s
+        if isinstance(error, Refused):
+            # Never at once: some systems lock an account that keeps asking.
+            dice = 0.5 + 0.5 * self.dice()
+            wait_s = back_off_s(attempt, wish_s, settings.back_off_most_s, settings.refused_most_s, dice)
+            tell, event = self._log.error, telemetry.POLLER_REFUSED
+            telemetry.POLLER_REFUSALS.labels(self.name).inc()
+        else:
+            wait_s = back_off_s(attempt, wish_s, settings.back_off_s, settings.back_off_most_s, self.dice())
+            tell, event = self._log.warning, telemetry.POLLER_FAILED
+        tell(event, source=self.name, attempt=attempt, wait_s=round(wait_s, 3), error=str(error))
         return wait_s
 
     def _next_read(self) -> int:

@@ -16,7 +16,7 @@ from tidegate.bubble import CsvDrop, RawRow, Source
 from tidegate.entity import EntityShape, Kind, describe
 from tidegate.errors import Rejected
 
-_FAULTS = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError)
+_FAULTS = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, RecursionError)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BIGINT = 2**63
 _MOST_KEY_CHARACTERS = 190

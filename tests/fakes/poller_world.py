@@ -289,11 +289,14 @@ class World:
         stores = Stores(self.cursors, S3IndexStore(self.bucket, "state"), self.stream)
         return Term(
             Reading.of(self.declared), self.source, stores, self.settings, stop=asyncio.Event(), check=check,
-            dice=lambda: 0.5,
+            dice=lambda: 0.5, wall=self._wall_s,
         )  # fmt: skip
 
-    async def take(self, *, allowed: bool = False, term: Term | None = None) -> SourceLoop:
-        loop = SourceLoop(term or self.term(), self.stream, clock=self._monotonic_s, wall=self._wall_s, allowed=allowed)
+    async def take(self, *, allowed: bool = False, republish: bool = False, term: Term | None = None) -> SourceLoop:
+        loop = SourceLoop(
+            term or self.term(), self.stream, clock=self._monotonic_s, wall=self._wall_s,
+            allowed=allowed, republish=republish,
+        )  # fmt: skip
         await loop.open()
         return loop
 

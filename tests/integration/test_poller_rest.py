@@ -14,7 +14,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from poller.rest import RestSource
-from poller.source import FullWalk, Page, SinceRevision, SinceTime
+from poller.source import FullWalk, Page, Refused, SinceRevision, SinceTime
 from poller.times import OLDEST
 from tests.fakes.poller_world import THINGS
 from tidegate.bubble import ByRevision, ByTime, Env, Header, Offset, PageNumber, PageToken, Reread, Rest
@@ -140,9 +140,10 @@ async def test_offsets() -> None:
         (500, {}, Transient, None),
         (408, {}, Transient, None),
         (302, {"Location": "/login"}, Transient, None),
-        (401, {}, Fatal, None),
-        (403, {}, Fatal, None),
-        (404, {}, Fatal, None),
+        (401, {}, Refused, None),
+        (403, {"Retry-After": "60"}, Refused, 60.0),
+        (404, {}, Refused, None),
+        (400, {}, Refused, None),
     ],
 )
 async def test_statuses(status: int, headers: dict[str, str], expected: type[Exception], wish_s: float | None) -> None:
@@ -150,6 +151,7 @@ async def test_statuses(status: int, headers: dict[str, str], expected: type[Exc
     async with office(handler) as source:
         with pytest.raises(expected) as caught:
             await source.fetch(FullWalk())
+    assert type(caught.value) is expected
     assert getattr(caught.value, "retry_after_s", None) == wish_s
     assert "secret" not in str(caught.value)
 
@@ -157,14 +159,22 @@ async def test_statuses(status: int, headers: dict[str, str], expected: type[Exc
 async def test_a_token_that_expired_is_no_reason_to_end() -> None:
     handler, _ = answers({}, status=410)
     async with office(handler, _with(paging=PageToken(param="token", next="next"))) as source:
-        with pytest.raises(Transient):
+        with pytest.raises(Transient) as caught:
             await source.fetch(FullWalk(page="old"))
+    assert not isinstance(caught.value, Refused)
 
 
 @pytest.mark.parametrize(
     "body",
-    [b"<html>closed at night</html>", b'{"data": {"rows": null}}', b'{"data": {"rows": []}}', b"\xff\xfe", b""],
-    ids=["html", "no-rows", "no-pages", "not-text", "empty"],
+    [
+        b"<html>closed at night</html>",
+        b'{"data": {"rows": null}}',
+        b'{"data": {"rows": []}}',
+        b"\xff\xfe",
+        b"",
+        b"[" * 1000 + b"]" * 1000,
+    ],
+    ids=["html", "no-rows", "no-pages", "not-text", "empty", "deep"],
 )
 async def test_answers_that_are_none(body: bytes) -> None:
     async def handler(_: web.Request) -> web.Response:
@@ -225,10 +235,10 @@ async def test_a_missing_variable_is_named() -> None:
             RestSource(THINGS, FEED, session, {"OFFICE_URL": "http://127.0.0.1:1"})
 
 
-async def test_a_cursor_of_another_kind_is_fatal() -> None:
+async def test_a_cursor_of_another_kind_is_this_source_s_failure_alone() -> None:
     handler, _ = answers({})
     async with office(handler) as source:
-        with pytest.raises(Fatal, match="cursor is of another kind"):
+        with pytest.raises(Refused, match="cursor is of another kind"):
             await source.fetch(SinceRevision())
 
 

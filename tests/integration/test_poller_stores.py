@@ -126,6 +126,7 @@ async def test_without_a_cursor_everything_is_unsure_and_numbers_go_on(s3: Any) 
     opened = await store.load(cursor())
     assert (opened.journal, opened.is_orphaned) == (5, True)
     assert opened.index.get("b") == replace(B, unsure=True)
+    assert opened.index.get("a") == replace(A, unsure=True)
 
 
 async def test_a_journal_of_an_earlier_term_that_came_late_is_found_and_kept_until_then(s3: Any) -> None:

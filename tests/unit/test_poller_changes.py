@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from poller.changes import QUARANTINE, Changes, Sight
+from poller.changes import QUARANTINE, Changes, Sight, distinct
 from poller.snapshot import Entry, Index, State
 from poller.translate import Reading
 from tidegate import codec
@@ -120,6 +121,27 @@ def test_one_record_a_key_and_the_last_row_wins() -> None:
     changes = see({"no": "A1", "made": {"count": 1}}, {"no": "A1", "made": {"count": 2}})
     (event,) = events(changes)
     assert event.payload["count"] == 2
+
+
+def test_of_a_key_twice_in_an_answer_the_newer_version_stays_and_the_later_of_equal_ones() -> None:
+    newer = {"no": "A1", "made": {"count": 1}}
+    older = {"no": "A1", "made": {"count": 2, "changed_at": NOW - timedelta(days=1)}}
+    equal = {"no": "A1", "made": {"count": 3}}
+    bad = {"no": "A1", "made": 5}
+    other, nameless = {"no": "B1"}, {"name": "no key"}
+    assert distinct([newer, other, older, nameless, nameless], reading()) == (newer, other, nameless, nameless)
+    assert distinct([older, newer], reading()) == (newer,)
+    assert distinct([newer, equal, older, bad], reading()) == (equal,)
+    assert distinct([bad, older], reading()) == (older,)
+
+
+def test_a_translator_that_recurses_for_ever_rejects_its_row() -> None:
+    def endless(row: RawRow) -> Any:
+        return endless(row)
+
+    changes = Changes(Index(), reading()._replace(source=replace(reading().source, translate=endless)))
+    changes.see([{"no": "A1"}], Sight(3, 5, Cause.LIVE, NOW, False))
+    assert changes.labels()[QUARANTINE] == 1
 
 
 def test_times_before_1970_are_version_0() -> None:

@@ -76,7 +76,7 @@ def test_an_unsure_tombstone_is_missing_until_it_is_certain() -> None:
     index = Index({"sure": tombstone, "unsure": doubtful(None, tombstone), "live": KNOWN, "seen": KNOWN})
     assert set(index.missing({"seen"})) == {"unsure", "live"}
     assert gone(tombstone, 7, 13) is None
-    assert gone(doubtful(None, tombstone), 7, 13) is not None
+    assert gone(doubtful(None, tombstone), 7, 13) == tombstone, "the same again"
 
 
 def test_a_tombstone_older_than_what_is_known_is_not_one() -> None:

@@ -1,10 +1,11 @@
 """AWS, as the rest of the house sees it: clients, our errors instead of theirs, and a fast GetRecords.
 
-`clients` opens aiobotocore clients, `failures` translates their errors, `records` decodes GetRecords. Only this
-package and the adapters that use its clients know botocore.
+`clients` opens aiobotocore clients, `failures` translates their errors, `records` decodes GetRecords, `dynamo` makes
+tables. Only this package and the adapters that use its clients know botocore.
 """
 
 from tidegate.aws.clients import client
+from tidegate.aws.dynamo import TableClient, ensure_table
 from tidegate.aws.failures import aws_errors, error_code, is_transient_code, translate
 from tidegate.aws.records import ChildShard, HashKeyRange, KinesisRecord, RecordsPage, get_records
 
@@ -13,8 +14,10 @@ __all__ = [
     "HashKeyRange",
     "KinesisRecord",
     "RecordsPage",
+    "TableClient",
     "aws_errors",
     "client",
+    "ensure_table",
     "error_code",
     "get_records",
     "is_transient_code",
