@@ -26,7 +26,9 @@ class Unidentified(Exception):
 def viewers_of(claims: Claims | None, declared: Iterable[Viewer]) -> dict[str, list[str]]:
     """Kind of viewer → its ids, sorted; every signed-in caller is also of kind `everyone`.
 
-    A claim's text is split at spaces, so a bubble must name claims that callers cannot edit themselves.
+    A claim is one value and compared whole, unless its viewer says `many`. Then it is a list, a text of values
+    with a space between, or such a text in brackets. In a text the name "evening staff-north" is not told from
+    two names; Cognito admits no space in a group's name, and where an issuer does, its administrators must not.
 
     Raises:
         Unidentified: there are no claims, or they are those of an ID token, which says who signed in
@@ -38,7 +40,8 @@ def viewers_of(claims: Claims | None, declared: Iterable[Viewer]) -> dict[str, l
         raise Unidentified("this is not an access token; send the access token of the same sign-in")
     found: dict[str, set[str]] = {EVERYONE: {"*"}}
     for viewer in declared:
-        for value in _values(claims.get(viewer.claim)):
+        claim = claims.get(viewer.claim)
+        for value in _values(claim) if viewer.many else _one(claim):
             if value.startswith(viewer.prefix) and _storable(identity := value[len(viewer.prefix) :]):
                 found.setdefault(viewer.kind, set()).add(identity)
     return {kind: sorted(ids) for kind, ids in sorted(found.items())}
@@ -49,15 +52,19 @@ def encode_viewers(viewers: Mapping[str, list[str]]) -> str:
     return _encoder.encode(viewers).decode()
 
 
+def _one(claim: object) -> list[str]:
+    return [claim] if isinstance(claim, str) else []
+
+
 def _values(claim: object) -> list[str]:
-    if claim is None:
-        return []
     if isinstance(claim, list | tuple):
-        return [str(value) for value in claim]
-    text = str(claim).strip()
-    if text.startswith("[") and text.endswith("]"):
-        text = text[1:-1]
-    return text.split()
+        return [value for value in claim if isinstance(value, str)]
+    if not isinstance(claim, str):
+        return []
+    inner = claim[1:-1] if claim.startswith("[") and claim.endswith("]") else claim
+    # At plain spaces only, as they were joined: another sort of space is part of a name. A bracket that is left
+    # could be the list's own or a name's, so such a value names nobody.
+    return [value for value in inner.split(" ") if "[" not in value and "]" not in value]
 
 
 def _storable(identity: str) -> bool:

@@ -10,6 +10,7 @@ Everything but the specification needs claims.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
@@ -25,12 +26,17 @@ from api.queries import Query
 from api.request import Request
 from tidegate.bubble import Bubble
 from tidegate.entity import EntityShape
-from tidegate.errors import Fatal, Transient
+from tidegate.errors import Fatal, Rejected, Transient
 
 FATAL_RETRY_AFTER_S = 30
 
+_LONGEST_SHOWN = 40
+"""Characters of a caller's own text that an answer repeats."""
+
 _PREFIX = "/v1/"
 _SPECIFICATION = "openapi.json"
+_PAGING = ("limit", "cursor")
+_LIMIT = re.compile(r"[1-9][0-9]{0,8}")
 _ALWAYS = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
 
 
@@ -73,7 +79,10 @@ class App:
         return openapi.encoded(self._bubble)
 
     async def answer(self, request: Request) -> Answer:
-        """Raises Transient or Fatal when the database cannot be read; `unavailable` makes an answer of them."""
+        """Raises Transient, Rejected or Fatal as the database does.
+
+        `unavailable` and `unacceptable` make answers of them.
+        """
         try:
             answer = await self._routed(request)
         except Refused as refused:
@@ -82,7 +91,7 @@ class App:
 
     async def _routed(self, request: Request) -> Answer:
         if request.method != "GET":
-            detail = f"this API only reads; use GET instead of {request.method}"
+            detail = f"this API only reads; use GET instead of {_shown(request.method)}"
             raise Refused(405, "method-not-allowed", "Method not allowed", detail, headers={"Allow": "GET"})
         if request.path == _PREFIX + _SPECIFICATION:
             return representation(self._specification, request.headers.get("if-none-match"))
@@ -97,6 +106,7 @@ class App:
             known = ", ".join(_PREFIX + name for name in self._collections)
             where = Where("path", "collection")
             raise Refused(404, "no-such-collection", "No such collection", f"there are {known}", where=where)
+        _check_parameters(request, () if slash else _PAGING)
         if slash:
             return await self._row(request, collection, viewers, key)
         return await self._page(request, collection, viewers)
@@ -141,6 +151,29 @@ def unavailable(error: Transient | Fatal, request_id: str) -> Answer:
     return finished(problem(refused, request_id), request_id)
 
 
+def unacceptable(error: Rejected, request_id: str) -> Answer:
+    """400 for a value that only the database knew to be impossible."""
+    detail = f"a value of this request cannot be looked up ({error.reason}); check the key or the cursor"
+    refused = Refused(400, "bad-value", "Bad value", detail)
+    return finished(problem(refused, request_id), request_id)
+
+
+def _shown(text: str) -> str:
+    """A caller's text as an answer may repeat it: short, and without what JSON or a terminal cannot take."""
+    return repr(text[:_LONGEST_SHOWN])
+
+
+def _check_parameters(request: Request, known: Sequence[str]) -> None:
+    """A misspelt parameter must not look as if it had worked."""
+    for name in request.query:
+        if name not in known:
+            allowed = f"there are {', '.join(known)}" if known else "this address takes none"
+            detail = f"there is no parameter {_shown(name)}; {allowed}"
+            # A name that cannot be written as it came is shown as it is in the text.
+            where = Where("query", name if name.isprintable() and len(name) <= _LONGEST_SHOWN else _shown(name))
+            raise Refused(400, "unknown-parameter", "Unknown parameter", detail, where=where)
+
+
 def _no_such_row(shape: EntityShape, freshness: Mapping[str, str]) -> Refused:
     # The same words for a row that is not there, is deleted, or belongs to somebody else.
     detail = f"{shape.collection} has no row of this key that you may see"
@@ -151,8 +184,8 @@ def _limit(request: Request) -> int:
     text = request.query.get("limit")
     if text is None:
         return DEFAULT_LIMIT
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= LARGEST_LIMIT):
-        detail = f"limit is {text[:40]!r}; it must be a whole number from 1 to {LARGEST_LIMIT}"
+    if _LIMIT.fullmatch(text) is None or int(text) > LARGEST_LIMIT:
+        detail = f"limit is {_shown(text)}; it must be a whole number from 1 to {LARGEST_LIMIT}"
         raise Refused(400, "bad-limit", "Bad limit", detail, where=Where("query", "limit"))
     return int(text)
 

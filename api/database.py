@@ -16,13 +16,17 @@ import msgspec
 from api.queries import Query
 from api.settings import ApiSettings
 from tidegate.access_sql import READ_CALL, ROLE_CHECK
-from tidegate.errors import Fatal, TidegateError, Transient
+from tidegate.database import translate
+from tidegate.errors import Fatal, Rejected, TidegateError, Transient
 
 RETRY_AFTER_S = 2
 """What callers are told while the database is away: a fail-over of Aurora takes seconds to tens of seconds."""
 
-# SQLSTATE classes that pass: connection, rollback, resources, operator intervention, object state, system.
-_PASSING = frozenset({"08", "25", "40", "53", "55", "57", "58"})
+# SQLSTATEs after which this connection is of no use: broken, shut down, its prepared statement unknown.
+_LOST = ("08", "26", "57P")
+
+# Of asyncpg's errors about an address nothing is repeated: their text may hold the password.
+_NO_ADDRESS = "TIDEGATE_DATABASE_URL is not an address; use postgresql://…"
 
 
 class _ConnectionLost(Transient):
@@ -53,6 +57,7 @@ class Database:
 
         Raises:
             Transient: the database is away, or took longer than the statement timeout.
+            Rejected: it refuses a value of the request or of the claims.
             Fatal: it refuses us, its schema is not this release's, or the login may see more than it should.
         """
         was_open = self._connection is not None
@@ -94,11 +99,13 @@ class Database:
                 statement_cache_size=settings.statement_cache_size,
             )
             role = await self._connection.fetchrow(ROLE_CHECK, self._tables)
+        except asyncpg.exceptions.ClientConfigurationError as error:
+            raise Fatal(_NO_ADDRESS) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             raise self._dropped(error) from error
         except ValueError as error:
-            # asyncpg's word for an address it cannot read; its text may hold the password.
-            raise Fatal("TIDEGATE_DATABASE_URL is not an address; use postgresql://…") from error
+            # After OSError, as a bad certificate is both.
+            raise Fatal(_NO_ADDRESS) from error
         fault = _fault_of(role or {})
         if fault is not None:
             self._connection.terminate()
@@ -107,25 +114,24 @@ class Database:
         return self._connection
 
     def _dropped(self, error: Exception) -> TidegateError:
-        """Give the connection up, whatever its state is, and say what the error means."""
-        if self._connection is not None:
+        """Say what the error means, and give the connection up unless a value was at fault."""
+        ours = translated(error)
+        if self._connection is not None and not isinstance(ours, Rejected):
             self._connection.terminate()
             self._connection = None
-        return translated(error)
+        return ours
 
 
 def translated(error: Exception) -> TidegateError:
-    """A vendor error as one of ours."""
-    if isinstance(error, TimeoutError):
-        return Transient(f"no answer in time: {error!r}", retry_after_s=RETRY_AFTER_S)
+    """A vendor error as one of ours; what a SQLSTATE means is decided in `tidegate.database`."""
+    ours = translate(error, "read")
+    if not isinstance(ours, Transient):
+        return ours
     if isinstance(error, asyncpg.PostgresError):
-        state = error.sqlstate or ""
-        if state.startswith("08") or state.startswith("57P"):
-            return _ConnectionLost(f"{state}: {error}", retry_after_s=RETRY_AFTER_S)
-        if state[:2] in _PASSING:
-            return Transient(f"{state}: {error}", retry_after_s=RETRY_AFTER_S)
-        return Fatal(f"PostgreSQL refuses the read ({state}): {error}")
-    return _ConnectionLost(f"connection lost: {error!r}", retry_after_s=RETRY_AFTER_S)
+        is_lost = (error.sqlstate or "").startswith(_LOST)
+    else:
+        is_lost = not isinstance(error, TimeoutError)
+    return (_ConnectionLost if is_lost else Transient)(str(ours), retry_after_s=RETRY_AFTER_S)
 
 
 def _fault_of(role: Mapping[str, object]) -> str | None:
@@ -136,6 +142,8 @@ def _fault_of(role: Mapping[str, object]) -> str | None:
         return f"the login {name} is or can become {kind} and would see every row; use a member of tidegate_reader only"
     if role.get("owned"):
         return f"the login {name} owns {role['owned']}; use a member of tidegate_reader, not the owner"
+    if role.get("wider"):
+        return f"the login {name} sees rows as {role['wider']} too; use a member of tidegate_reader only"
     if role.get("unguarded"):
         return f"row-level security is not forced on {role['unguarded']}; run `tidegate migrate`"
     if role.get("missing"):

@@ -15,14 +15,16 @@ import time
 from functools import lru_cache
 
 from api.answer import Answer
-from api.app import App, unavailable
+from api.app import App, unacceptable, unavailable
 from api.database import Database
-from api.log import AWAY, FATAL, REQUEST, log
+from api.log import AWAY, FATAL, REQUEST, VALUE_REFUSED, log
 from api.request import Request, request_of
 from api.settings import ApiSettings
 from tidegate.bubble import load
-from tidegate.errors import Fatal, Transient
+from tidegate.errors import Fatal, Rejected, Transient
 from tidegate.settings import read
+
+_LONGEST_ROUTE = 100
 
 
 class Sandbox:
@@ -35,7 +37,7 @@ class Sandbox:
         self._runner = asyncio.Runner()
 
     def answer(self, request: Request) -> Answer:
-        """Raises Transient and Fatal."""
+        """Raises Transient, Rejected and Fatal."""
         return self._runner.run(self._app.answer(request))
 
     def close(self) -> None:
@@ -58,6 +60,10 @@ def handler(event: object, context: object) -> dict[str, object]:
         request = request_of(event)
         request_id, route = request.request_id, _route(request)
         answer = _sandbox().answer(request)
+    except Rejected as error:
+        # The reason only: PostgreSQL's text repeats the value.
+        log(VALUE_REFUSED, reason=error.reason, request_id=request_id)
+        answer = unacceptable(error, request_id)
     except Transient as error:
         log(AWAY, reason=str(error), request_id=request_id)
         answer = unavailable(error, request_id)
@@ -82,5 +88,6 @@ def reset() -> None:
 
 
 def _route(request: Request) -> str:
-    """Method and collection; the key is left out of the log."""
-    return f"{request.method} {'/'.join(request.path.split('/')[:3])}"
+    """Method and collection; the key is left out of the log, and so is what no path of ours looks like."""
+    route = f"{request.method} {'/'.join(request.path.split('/')[:3])}"
+    return route[:_LONGEST_ROUTE].encode(errors="replace").decode()

@@ -15,6 +15,9 @@ REQUEST = "api.request"
 AWAY = "api.database_away"
 """The database could not be read now; the caller got 503 and was told when to come back."""
 
+VALUE_REFUSED = "api.value_refused"
+"""PostgreSQL refused a value that our own checks let through; the caller got 400. `reason` is its kind. A gap to close."""
+
 FATAL = "api.fatal"
 """This sandbox refuses to serve: settings, bubble, schema or role are wrong. A person must act."""
 

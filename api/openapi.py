@@ -37,7 +37,7 @@ _PROBLEM: Schema = {
     "required": ["type", "title", "status", "detail"],
 }
 _PROBLEMS: dict[str, str] = {
-    "BadRequest": "The limit or the cursor is wrong; `where` names it.",
+    "BadRequest": "A parameter is wrong or unknown; `where` names it.",
     "Unauthorized": "No access token, or not a valid one.",
     "NotFound": "No such row, or none that this caller may see.",
     "Unavailable": "The rows cannot be read at the moment; come back after Retry-After seconds.",
@@ -105,7 +105,8 @@ def _get_operation(entity: type[Entity], shape: EntityShape) -> Schema:
         "summary": f"{shape.title} One, by its {shape.key.name}.",
         "parameters": [key, _IF_NONE_MATCH],
         "responses": _responses(
-            _reference(entity), {"401": "Unauthorized", "404": "NotFound", "503": "Unavailable"}
+            _reference(entity),
+            {"400": "BadRequest", "401": "Unauthorized", "404": "NotFound", "503": "Unavailable"},
         ),
     }  # fmt: skip
 

@@ -20,7 +20,7 @@ import msgspec
 from tidegate.access import quoted
 from tidegate.entity import EntityShape, Field, Kind
 
-_LARGEST_BIGINT = 2**63 - 1
+_SMALLEST_BIGINT, _LARGEST_BIGINT = -(2**63), 2**63 - 1
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
@@ -46,7 +46,7 @@ def key_fits(shape: EntityShape, text: str) -> bool:
     """Whether `text` can be a key at all; PostgreSQL would answer the others with an error."""
     if shape.key.kind is Kind.INTEGER:
         # One spelling for each number: 007 is not another address of row 7.
-        return _INTEGER.fullmatch(text) is not None and abs(int(text)) <= _LARGEST_BIGINT
+        return _INTEGER.fullmatch(text) is not None and _SMALLEST_BIGINT <= int(text) <= _LARGEST_BIGINT
     if shape.key.kind is Kind.UUID:
         try:
             return str(UUID(text)) == text.lower()

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from tidegate.access import READER
+from tidegate.access import OPERATOR, READER, WORKER
 
 READ_FUNCTION: Final = """
 CREATE OR REPLACE FUNCTION tidegate.read(viewers text, statement text, arguments jsonb, sources text[])
@@ -49,7 +49,7 @@ _GRANTS: Final = (
 
 READ_CALL: Final = "SELECT items, freshness FROM tidegate.read($1::text, $2::text, $3::jsonb, $4::text[])"
 
-ROLE_CHECK: Final = """
+ROLE_CHECK: Final = f"""
 SELECT current_user AS name,
        EXISTS (SELECT FROM pg_catalog.pg_roles AS r
                WHERE r.rolsuper AND pg_catalog.pg_has_role(current_user, r.oid, 'MEMBER')) AS superuser,
@@ -59,12 +59,21 @@ SELECT current_user AS name,
              WHERE c.oid = ANY (found.oids) AND pg_catalog.pg_has_role(current_user, c.relowner, 'MEMBER')) AS owned,
        ARRAY(SELECT c.relname::text FROM pg_catalog.pg_class AS c
              WHERE c.oid = ANY (found.oids) AND NOT (c.relrowsecurity AND c.relforcerowsecurity)) AS unguarded,
+       ARRAY(SELECT r.rolname::text FROM pg_catalog.pg_roles AS r
+             WHERE r.rolname <> '{READER}' AND pg_catalog.pg_has_role(current_user, r.oid, 'MEMBER')
+               AND (r.rolname IN ('{OPERATOR}', '{WORKER}')
+                    OR EXISTS (SELECT FROM pg_catalog.pg_policy AS p
+                               WHERE p.polrelid = ANY (found.oids) AND p.polpermissive AND r.oid = ANY (p.polroles)))
+             ORDER BY 1) AS wider,
        ARRAY(SELECT wanted FROM unnest($1::text[]) AS wanted
              WHERE pg_catalog.to_regclass(pg_catalog.quote_ident(wanted)) IS NULL) AS missing
 FROM (SELECT ARRAY(SELECT pg_catalog.to_regclass(pg_catalog.quote_ident(wanted))::oid
                    FROM unnest($1::text[]) AS wanted) AS oids) AS found
 """
-"""$1 are the entity tables. Rights count that the role has directly, by membership, or could take by SET ROLE."""
+"""$1 are the entity tables. Rights count that the role has directly, by membership, or could take by SET ROLE.
+
+`wider` are the roles, other than the reader's, whose policies show the caller rows besides those of the claims.
+"""
 
 
 def statements() -> Iterator[str]:

@@ -165,12 +165,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 class Viewer(msgspec.Struct, frozen=True):
     """How a token names a viewer: a value of `claim` that starts with `prefix` is an id of `kind` after it.
 
-    `claim` may hold a text, a list or a space-separated text (cognito:groups, scope, username, …).
+    many  the claim is a list (cognito:groups) or a space-separated text (scope). Say so only of a claim that
+          administrators write: a text that callers choose, such as a username, is one value, spaces and all
     """
 
     kind: str
     claim: str
     prefix: str = ""
+    many: bool = False
 
 
 class Bubble(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,6 +248,7 @@ def check(bubble: Bubble) -> None:
             raise BubbleError(f"{entity.__name__}: two entities are called {shape.name!r}; rename one class")
         tables[shape.table] = names[shape.name] = entity.__name__
         _check_viewers(bubble, entity, shape)
+    _check_claims(bubble)
     _check_sources(bubble)
 
 
@@ -256,6 +259,27 @@ def _check_viewers(bubble: Bubble, entity: type[Entity], shape: EntityShape) -> 
             raise BubbleError(
                 f"{entity.__name__}: Reader({reader.kind!r}) is a kind of viewer that no token can name; "
                 f"add Viewer({reader.kind!r}, claim=…) to the bubble's viewers (known: {', '.join(sorted(kinds))})"
+            )
+
+
+_LISTS = frozenset({"cognito:groups", "scope"})
+_NAMES = frozenset(
+    {"username", "cognito:username", "preferred_username", "nickname", "name", "email", "sub", "client_id"}
+)
+"""Claims of which everybody knows whether they are one value."""
+
+
+def _check_claims(bubble: Bubble) -> None:
+    for viewer in bubble.viewers:
+        if viewer.claim in _LISTS and not viewer.many:
+            raise BubbleError(
+                f"Viewer({viewer.kind!r}): the claim {viewer.claim!r} holds several values and would be compared as one; "
+                "add many=True"
+            )
+        if viewer.claim in _NAMES and viewer.many:
+            raise BubbleError(
+                f"Viewer({viewer.kind!r}): the claim {viewer.claim!r} holds one value, and whoever chooses it could "
+                "spell somebody else's among others; remove many=True"
             )
 
 

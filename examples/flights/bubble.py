@@ -79,7 +79,7 @@ bubble = Bubble(
     ),
     viewers=(
         # Carriers are the external partners; airport staff are groups of the user pool too.
-        Viewer("partner", claim="cognito:groups", prefix="partner-"),
-        Viewer("airport", claim="cognito:groups", prefix="airport-"),
+        Viewer("partner", claim="cognito:groups", prefix="partner-", many=True),
+        Viewer("airport", claim="cognito:groups", prefix="airport-", many=True),
     ),
 )

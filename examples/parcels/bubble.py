@@ -67,7 +67,7 @@ bubble = Bubble(
     viewers=(
         # Customers sign in under `customer-<number>`; clerks and partner shops are groups of the user pool.
         Viewer("customer", claim="username", prefix="customer-"),
-        Viewer("office", claim="cognito:groups", prefix="office-"),
-        Viewer("partner", claim="cognito:groups", prefix="partner-"),
+        Viewer("office", claim="cognito:groups", prefix="office-", many=True),
+        Viewer("partner", claim="cognito:groups", prefix="partner-", many=True),
     ),
 )

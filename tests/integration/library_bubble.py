@@ -62,7 +62,7 @@ bubble = Bubble(
     sources=(_source("loans", Loan), _source("branches", Branch, watermark=False)),
     viewers=(
         Viewer("reader", claim="username", prefix="reader-"),
-        Viewer("reader", claim="scope", prefix="tidegate/reader-"),
-        Viewer("staff", claim="cognito:groups", prefix="staff-"),
+        Viewer("reader", claim="scope", prefix="tidegate/reader-", many=True),
+        Viewer("staff", claim="cognito:groups", prefix="staff-", many=True),
     ),
 )

@@ -133,6 +133,11 @@ def test_claims_do_not_reach_the_next_request() -> None:
     assert refused.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize("username", ["[reader-1]", "x reader-1", "[x reader-1]", " reader-1", "staff-north"])
+def test_a_chosen_name_does_not_make_its_bearer_somebody_else(username: str) -> None:
+    assert numbers("/v1/loans", {"username": username, "token_use": "access"}) == []
+
+
 def test_a_claim_is_never_sql() -> None:
     for name in ("1' OR true --", '1"}', "1\\", "]}", "1\0"):
         assert numbers("/v1/loans", {"username": f"reader-{name}"}) == [], name
@@ -300,13 +305,21 @@ def test_a_read_that_takes_too_long_is_given_up(library: Library, monkeypatch: p
 FAULTS = (
     ("ALTER ROLE reader_login BYPASSRLS", "ALTER ROLE reader_login NOBYPASSRLS", "BYPASSRLS"),
     ("ALTER ROLE reader_login SUPERUSER", "ALTER ROLE reader_login NOSUPERUSER", "superuser"),
+    ("GRANT tidegate_operator TO reader_login", "REVOKE tidegate_operator FROM reader_login", "tidegate_operator"),
+    ("GRANT tidegate_worker TO reader_login", "REVOKE tidegate_worker FROM reader_login", "tidegate_worker"),
+    ("GRANT tidegate_worker TO tidegate_reader", "REVOKE tidegate_worker FROM tidegate_reader", "tidegate_worker"),
+    (
+        "CREATE POLICY wide ON loans FOR SELECT TO reader_login USING (true)",
+        "DROP POLICY wide ON loans",
+        "reader_login",
+    ),
     ("ALTER TABLE shelves OWNER TO reader_login", "ALTER TABLE shelves OWNER TO postgres", "owns"),
     ("ALTER TABLE loans NO FORCE ROW LEVEL SECURITY", "ALTER TABLE loans FORCE ROW LEVEL SECURITY", "not forced"),
     ("ALTER TABLE shelves RENAME TO shelf", "ALTER TABLE shelf RENAME TO shelves", "do not exist"),
 )
 
 
-@pytest.mark.parametrize(("fault", "repair", "words"), FAULTS, ids=[words for *_, words in FAULTS])
+@pytest.mark.parametrize(("fault", "repair", "words"), FAULTS, ids=[fault for fault, *_ in FAULTS])
 def test_it_refuses_to_serve_when_policies_might_not_hold(
     library: Library, capsys: pytest.CaptureFixture[str], fault: str, repair: str, words: str
 ) -> None:
@@ -322,6 +335,17 @@ def test_it_refuses_to_serve_when_policies_might_not_hold(
     assert len(reasons) == 1
     assert words in reasons[0]
     assert get("/v1/loans", STAFF).status == 200, "and serves again once it is put right"
+
+
+@pytest.mark.parametrize("url", ["nonsense", "https://h/d", "postgresql://reader:hidden-password@h:port/d"])
+def test_an_address_that_is_none_is_fatal(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TIDEGATE_DATABASE_URL", url)
+    assert get("/v1/loans").status == 503
+    log = capsys.readouterr().out
+    assert '"event":"api.fatal"' in log
+    assert "hidden-password" not in log
 
 
 def test_a_wrong_password_or_bubble_is_fatal_and_said_without_secrets(

@@ -26,6 +26,7 @@ PASSWORD = "correct-horse-battery"
 USERS = (
     gateway.User("reader-1", PASSWORD),
     gateway.User("reader-2", PASSWORD),
+    gateway.User("[reader-1]", PASSWORD),
     gateway.User("ann", PASSWORD, ("evening", "staff-north")),
 )
 
@@ -115,6 +116,10 @@ def test_own_rows_and_nobody_else_s(door: Door) -> None:
         assert fetch(f"{loans}/{hidden}", token).status == 404
     shown = [item["number"] for item in fetch(f"{loans}?limit=2", door.token("ann")).json["items"]]
     assert shown == ["L1", "L2"], "groups reach the claims"
+
+
+def test_a_chosen_name_opens_nobody_else_s_rows(door: Door) -> None:
+    assert fetch(f"{door.deployment.api_url}/v1/loans", door.token("[reader-1]")).json["items"] == []
 
 
 def test_a_machine_has_its_own_rows(door: Door) -> None:

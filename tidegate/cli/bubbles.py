@@ -109,7 +109,8 @@ def _report(bubble: Bubble, missing: list[Env]) -> Iterator[str]:
         yield f"source {source.name}: {_source_line(source)}"
     yield ""
     for viewer in bubble.viewers:
-        yield f"viewer {viewer.kind}: the rest of a {viewer.claim!r} claim that starts with {viewer.prefix!r}"
+        claim = f"each value of the {viewer.claim!r} claim" if viewer.many else f"the whole {viewer.claim!r} claim"
+        yield f"viewer {viewer.kind}: the rest of {claim}, if it starts with {viewer.prefix!r}"
     yield ""
     for env in bubble.environment:
         yield f"environment {env.name}: {_environment_state(env, missing)}"
