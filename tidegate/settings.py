@@ -250,8 +250,14 @@ class LeaseSettings(Struct, frozen=True, kw_only=True):
     ] = 3.0
     renew_retry_s: Annotated[float, Meta(gt=0, description="wait after a failed renewal, at most (full jitter)")] = 0.5
     plan_interval_s: Annotated[
-        float, Meta(gt=0, description="how often the table is read: bounds the hand-over time")
+        float, Meta(gt=0, description="how often the table is read: bounds how long free leases wait")
     ] = 2.0
+    hand_over_s: Annotated[
+        float, Meta(gt=0, description="a live owner that was asked for a lease has this long; KCL's 30 s")
+    ] = 30.0
+    hand_over_look_s: Annotated[
+        float, Meta(gt=0, description="how often a lease that was asked for is looked at: bounds the pause in its work")
+    ] = 0.25
     discover_interval_s: Annotated[float, Meta(gt=0, description="how often new shards are looked for unasked")] = 60.0
     request_timeout_s: Annotated[float, Meta(gt=0, description="one try of one lease write")] = 2.0
     max_leases: Annotated[int, Meta(ge=1, description="the most this process holds")] = 1000

@@ -29,8 +29,13 @@ EVENT_LOOP_LAG = Gauge(
 # ---------------------------------------------------------------- leases
 LEASE_CREATED = "lease_created"  # lease=…: a shard or partition seen for the first time
 LEASE_TAKEN = "lease_taken"  # lease=…, counter=…, previous_owner=…: it was free or its owner was gone
-LEASE_STOLEN = "lease_stolen"  # the same, from a live owner with at least two more; work begins after its patience
-LEASE_RELEASED = "lease_released"  # lease=…: given back in good order, another may take it at once
+LEASE_ASKED = "lease_asked"  # lease=…, owner=…: its live owner has at least two more than we; it works on meanwhile
+LEASE_WANTED = "lease_wanted"  # lease=…, by=…: we are asked to hand it over; its task finishes what it has in hand
+LEASE_HANDED_OVER = "lease_handed_over"  # lease=…, counter=…: the one we asked gave it to us, work begins at once
+LEASE_STOLEN = (
+    "lease_stolen"  # as lease_taken, but by force: its owner did not let go in time; work begins after its patience
+)
+LEASE_RELEASED = "lease_released"  # lease=…: given back in good order, to the one that asked or for anybody to take
 LEASE_LOST = "lease_lost"  # lease=…, reason=…: taken by another (normal) or not renewed in time (look at latency)
 LEASE_ENDED = "lease_ended"  # lease=…, children=…: the shard is finished
 LEASE_DELETED = "lease_deleted"  # lease=…: finished, and all its children are under way
@@ -45,7 +50,7 @@ LEASE_DRAIN_CUT = "lease_drain_cut"  # leases=…: still busy when the drain bud
 
 LEASES_HELD = Gauge("tidegate_leases_held", "Leases held by this process. The sum over the fleet = open shards.")
 LEASES_TAKEN = Counter(
-    "tidegate_leases_taken_total", "Leases taken, by way (take: free or expired, steal: live owner).", ["way"]
+    "tidegate_leases_taken_total", "Leases taken, by way (take: free or expired, hand_over, steal: by force).", ["way"]
 )
 LEASES_LOST = Counter(
     "tidegate_leases_lost_total", "Leases lost while held. More than deployments explain: look at renewals."
@@ -64,13 +69,22 @@ POLLER_LOADED = "poller_loaded"  # source=…, keys=…: the first walk reached 
 POLLER_FAILED = (
     "poller_failed"  # source=…, attempt=…, wait_s=…, error=…: back office or AWS not answering; normal at night
 )
+POLLER_REFUSED = (
+    "poller_refused"  # the same fields: it refuses us (401, 403, 404, …); mend it there or in the source's declaration
+)
+POLLER_CLOCK_AHEAD = (
+    "poller_clock_ahead"  # source=…, ahead_s=…: once; watermarks go by our own clock until it is right. Mend its clock
+)
+POLLER_CLOCK_RIGHT = "poller_clock_right"  # source=…: the back office's clock is believed again
 POLLER_SWEPT = "poller_swept"  # source=…, seconds=…, rows=…, nominated=…, deleted=…: a full walk is complete
-POLLER_DOUBT = "poller_doubt"  # source=…: rows may have slipped a walk; a sweep begins and watermarks wait for it
+POLLER_DOUBT = (
+    "poller_doubt"  # source=…: rows may have slipped a walk; watermarks wait for a sweep that proves otherwise
+)
 POLLER_REREAD_IGNORED = (
-    "poller_reread_ignored"  # source=…, reason=…: a keyed re-read that proves nothing; check the source's Reread
+    "poller_reread_ignored"  # source=…, reason=…: a keyed re-read that proves nothing and deletes nothing; check Reread
 )
 POLLER_DELETIONS_STOPPED = (
-    "poller_deletions_stopped"  # source=…, gone=…, limit=…: nothing was deleted; see TIDEGATE_ALLOW_MASS_DELETION
+    "poller_deletions_stopped"  # source=…, gone=…, limit=… (0: an empty walk): see TIDEGATE_ALLOW_MASS_DELETION
 )
 POLLER_QUARANTINED = "poller_quarantined"  # source=…, rows=…: rows that could not be translated; the worker files them
 POLLER_SHARDS_CHANGED = "poller_shards_changed"  # open=…: a reshard was noticed; watermarks go to the new shards
@@ -81,6 +95,16 @@ POLLER_PUBLISHED = Counter(
     "tidegate_poller_published_total",
     "Records acknowledged by Kinesis, by cause (live, backfill, sweep, retranslate, quarantine).",
     ["source", "cause"],
+)
+POLLER_DUPLICATES = Counter(
+    "tidegate_poller_duplicates_total",
+    "Rows left out because the same answer shows their key in a newer version. Should not grow.",
+    ["source"],
+)
+POLLER_REFUSALS = Counter(
+    "tidegate_poller_refusals_total",
+    "Requests that the back office refused (401, 403, 404, …). Alarm on growth: its data ages until a person acts.",
+    ["source"],
 )
 POLLER_QUARANTINES = Counter(
     "tidegate_poller_quarantined_total", "Rows filed as they are. Should not grow.", ["source"]
@@ -115,7 +139,7 @@ POLLER_PUBLISH_RETRIES = Counter(
 )
 POLLER_DELETIONS_HELD = Gauge(
     "tidegate_poller_deletions_held",
-    "1 while a sweep found more rows gone than the limit and a person must confirm. Alarm on it.",
+    "1 while a sweep found more rows gone than the limit, or no row at all: no watermarks until a person acts. Alarm.",
     ["source"],
 )
 
@@ -137,10 +161,14 @@ SHARD_OPENED = (
 )
 SHARD_ENDED = "shard_ended"  # shard=…, children=[…]: read to its last record, children may start
 READ_FAILED = "read_failed"  # shard=…, tried=…, error=…: one read was throttled or broke off and is tried again
-STREAM_GAP = "stream_gap"  # shard=…, gap=…: records may be LOST, trimmed before they were read; resync its sources
+STREAM_GAP = (
+    "stream_gap"  # shard=…, gap=…: records may be LOST, trimmed before they were read; resync, then resolve its letter
+)
 WRITE_FAILED = "write_failed"  # shard=…, doing=…, error=…: the database is away; reading waits, nothing is lost
 CHECKPOINT_LATE = "checkpoint_late"  # shard=…, error=…: the lease store is away; a crash now would replay more
-RECORDS_REJECTED = "records_rejected"  # shard=…, count=…: filed in tidegate.dead_letter, with the reasons
+RECORDS_REJECTED = (
+    "records_rejected"  # shard=…, count=…: filed in tidegate.dead_letter; their sources are incomplete meanwhile
+)
 DATABASE_BEHIND = (
     "database_behind"  # shards=…: their leases ended, but this (restored?) database did not see it; resync sources
 )

@@ -2,72 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from msgspec.structs import replace
 
-from tests.contract.kinesis_peers import start_ministack
-from tests.fakes.lease_store import MemoryLeaseStore
-from tidegate import aws
+from tests.contract.lease_tables import ME, OTHER, WRITES, Write, item, now, taken
 from tidegate.errors import Fatal, Superseded
 from tidegate.leases import SHARD_END, Checkpoint, DynamoLeaseStore, Lease, LeaseStore, at
-
-ME, OTHER = "worker-a", "worker-b"
-
-
-@pytest.fixture(scope="module")
-def dynamodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = start_ministack(tmp_path_factory.mktemp("leases"))
-    yield server.url
-    server.stop()
-
-
-@asynccontextmanager
-async def client_of(url: str) -> AsyncIterator[Any]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL_DYNAMODB", url)
-        environment.setenv("AWS_REGION", "us-east-1")
-        environment.setenv("AWS_ACCESS_KEY_ID", "local")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "local")
-        async with aws.client("dynamodb") as client:
-            yield client
-
-
-@pytest.fixture
-async def dynamodb(dynamodb_url: str) -> AsyncIterator[Any]:
-    async with client_of(dynamodb_url) as client:
-        yield client
-
-
-@pytest.fixture(params=["memory", "dynamodb"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[LeaseStore]:
-    if request.param == "memory":
-        yield MemoryLeaseStore()
-        return
-    async with client_of(request.getfixturevalue("dynamodb_url")) as client:
-        real = DynamoLeaseStore(client, f"leases-{uuid4().hex[:8]}")
-        await real.ensure_table()
-        yield real
-
-
-async def taken(store: LeaseStore, key: str = "shard", owner: str = ME) -> Lease:
-    """A new lease, taken by `owner`."""
-    await store.create(Lease(key=key))
-    lease = await store.get(key)
-    assert lease is not None
-    won = await store.take(lease, owner)
-    assert won is not None
-    return won
-
-
-async def now(store: LeaseStore, key: str = "shard") -> Lease:
-    lease = await store.get(key)
-    assert lease is not None
-    return lease
 
 
 async def test_a_lease_comes_back_as_it_was_created(store: LeaseStore) -> None:
@@ -149,14 +91,6 @@ async def test_a_lease_that_the_same_owner_took_anew_is_lost_to_the_older_hold(s
     assert await now(store) == newer
 
 
-Write = Callable[[LeaseStore, Lease], Any]
-WRITES: dict[str, Write] = {
-    "renew": lambda store, lease: store.renew(lease),
-    "checkpoint": lambda store, lease: store.checkpoint(lease, at("5")),
-    "end": lambda store, lease: store.end(lease, ["child"]),
-}
-
-
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
 async def test_a_zombie_writes_nothing(store: LeaseStore, write: Write) -> None:
     mine = await taken(store)
@@ -228,19 +162,6 @@ async def test_delete(store: LeaseStore) -> None:
 # ---------------------------------------------------------------- KCL's table, which only the real adapter has
 
 
-@pytest.fixture
-async def table(dynamodb: Any) -> str:
-    name = f"kcl-{uuid4().hex[:8]}"
-    await DynamoLeaseStore(dynamodb, name).ensure_table()
-    return name
-
-
-async def item(dynamodb: Any, table: str, key: str = "shard") -> dict[str, Any]:
-    reply = await dynamodb.get_item(TableName=table, Key={"leaseKey": {"S": key}}, ConsistentRead=True)
-    found: dict[str, Any] = reply["Item"]
-    return found
-
-
 async def test_the_table_is_created_once_with_the_index_on_the_owner(dynamodb: Any, table: str) -> None:
     await DynamoLeaseStore(dynamodb, table).ensure_table()
     described = (await dynamodb.describe_table(TableName=table))["Table"]
@@ -298,19 +219,19 @@ async def test_unknown_attributes_are_kept_and_other_items_are_not_leases(dynamo
     assert after["leaseCounter"] == {"N": "44"}
 
 
-async def test_a_lease_that_kcl_hands_over_is_lost_to_us(dynamodb: Any, table: str) -> None:
-    """KCL 3.x names the next owner, leaves the counter and puts the old owner into checkpointOwner."""
+async def test_a_checkpoint_removes_the_pending_one(dynamodb: Any, table: str) -> None:
     store = DynamoLeaseStore(dynamodb, table)
     lease = await taken(store)
-    await dynamodb.put_item(
-        TableName=table,
-        Item=await item(dynamodb, table) | {"leaseOwner": {"S": OTHER}, "checkpointOwner": {"S": ME}},
-    )
-    with pytest.raises(Superseded):
-        await store.renew(lease)
-    won = await store.take(await now(store), ME)
-    assert won is not None
-    assert "checkpointOwner" not in await item(dynamodb, table)
+    pending = {
+        "pendingCheckpoint": {"S": "7"},
+        "pendingCheckpointSubSequenceNumber": {"N": "1"},
+        "pendingCheckpointState": {"B": b"x"},
+    }
+    await dynamodb.put_item(TableName=table, Item=await item(dynamodb, table) | pending)
+    renewed = await store.renew(lease)
+    assert pending.items() <= (await item(dynamodb, table)).items()
+    await store.checkpoint(renewed, at("5", 1))
+    assert not pending.keys() & (await item(dynamodb, table)).keys()
 
 
 async def test_a_long_table_is_read_page_by_page(dynamodb: Any, table: str) -> None:

@@ -36,10 +36,21 @@ class MemoryLeaseStore:
         epoch = lease.epoch + 1
         if current is not None and (current.owner, current.epoch, current.counter) == (owner, epoch, lease.counter + 1):
             return current
-        if current is None or (current.counter, current.owner) != (lease.counter, lease.owner):
+        if current is None or not is_as_read(lease, current):
             return None
-        switches = current.owner_switches + (current.owner not in (None, owner))
-        return self._put(replace(current, owner=owner, owner_switches=switches, epoch=current.epoch + 1))
+        switches = current.owner_switches + ((current.checkpoint_owner or current.owner) not in (None, owner))
+        taken = replace(current, owner=owner, owner_switches=switches, epoch=epoch, checkpoint_owner=None)
+        return self._put(taken)
+
+    async def ask(self, lease: Lease, owner: str) -> Lease | None:
+        current = self.leases.get(lease.key)
+        if current is None or current.counter != lease.counter:
+            return None
+        if (current.owner, current.checkpoint_owner) != (owner, lease.owner):
+            if not is_as_read(lease, current):
+                return None
+            self.leases[lease.key] = replace(current, owner=owner, checkpoint_owner=current.owner)
+        return self.leases[lease.key]
 
     async def renew(self, lease: Lease) -> Lease:
         return self._write(lease, lambda now: now)
@@ -53,10 +64,12 @@ class MemoryLeaseStore:
 
     async def release(self, lease: Lease) -> bool:
         try:
-            self._write(lease, lambda now: replace(now, owner=None))
+            self._write(lease, give_up)
         except Superseded:
             current = self.leases.get(lease.key)
-            return current is not None and current.owner is None and current.counter == lease.counter + 1
+            if current is None or current.checkpoint_owner is not None or current.epoch != lease.epoch:
+                return False
+            return current.counter == lease.counter + 1
         return True
 
     async def delete(self, lease: Lease) -> bool:
@@ -68,17 +81,34 @@ class MemoryLeaseStore:
 
     def _write(self, lease: Lease, change: Callable[[Lease], Lease]) -> Lease:
         current = self.leases.get(lease.key)
-        if current is None or current.owner != lease.owner or current.checkpoint_owner is not None:
-            raise Superseded(f"lease {lease.key} is not {lease.owner}'s any more")
-        if current.counter == lease.counter:
-            return self._put(change(current))
-        if current.counter > lease.counter and current.epoch == lease.epoch:
-            return current if change(current) == current else self._put(change(current))
-        raise Superseded(f"lease {lease.key} has moved on")
+        mine = lease.checkpoint_owner or lease.owner
+        if current is None or (current.checkpoint_owner or current.owner) != mine or current.epoch != lease.epoch:
+            raise Superseded(f"lease {lease.key} is not {mine}'s any more")
+        if current.counter < lease.counter:
+            raise Superseded(f"lease {lease.key} has moved back")
+        if current.counter > lease.counter and change(current) == current:
+            return current
+        return self._put(change(current))
 
     def _put(self, lease: Lease) -> Lease:
         self.leases[lease.key] = replace(lease, counter=lease.counter + 1)
         return self.leases[lease.key]
+
+
+def is_as_read(lease: Lease, current: Lease) -> bool:
+    """The condition of every write."""
+    return (current.counter, current.owner, current.checkpoint_owner) == (
+        lease.counter,
+        lease.owner,
+        lease.checkpoint_owner,
+    )
+
+
+def give_up(lease: Lease) -> Lease:
+    """To the one that asked, else to nobody."""
+    if lease.checkpoint_owner is None:
+        return replace(lease, owner=None)
+    return replace(lease, checkpoint_owner=None, owner_switches=lease.owner_switches + 1)
 
 
 class FlakyLeaseStore:
@@ -95,6 +125,7 @@ class FlakyLeaseStore:
         self._latency_s = latency_s
         self._late: set[asyncio.Task[None]] = set()
         self.cut = False
+        self.late_by_s = 0.0  # if set, every request arrives so much later, and no reply comes
 
     async def scan(self) -> list[Lease]:
         return await self._call(self._store.scan)
@@ -107,6 +138,9 @@ class FlakyLeaseStore:
 
     async def take(self, lease: Lease, owner: str) -> Lease | None:
         return await self._call(lambda: self._store.take(lease, owner), lease)
+
+    async def ask(self, lease: Lease, owner: str) -> Lease | None:
+        return await self._call(lambda: self._store.ask(lease, owner), lease)
 
     async def renew(self, lease: Lease) -> Lease:
         return await self._call(lambda: self._store.renew(lease), lease)
@@ -135,8 +169,9 @@ class FlakyLeaseStore:
         fault = self._random.random()
         if fault < self.fault_rate / 3:
             raise Transient("request lost")
-        if fault < self.fault_rate * 2 / 3:
-            late = asyncio.get_running_loop().create_task(self._deliver_late(step, base))
+        if fault < self.fault_rate * 2 / 3 or self.late_by_s:
+            late_by_s = self.late_by_s or self._random.uniform(0.5, 20.0)
+            late = asyncio.get_running_loop().create_task(self._deliver_late(step, base, late_by_s))
             self._late.add(late)
             late.add_done_callback(self._late.discard)
             await asyncio.sleep(60.0)
@@ -146,11 +181,13 @@ class FlakyLeaseStore:
         await asyncio.sleep(self._random.uniform(0, self._latency_s))
         return reply
 
-    async def _deliver_late(self, step: Callable[[], Coroutine[None, None, T]], base: Lease | None) -> None:
+    async def _deliver_late(
+        self, step: Callable[[], Coroutine[None, None, T]], base: Lease | None, late_by_s: float
+    ) -> None:
         """One write arrives after its caller gave up, so nobody is there to look why its condition fails."""
-        await asyncio.sleep(self._random.uniform(0.5, 20.0))
+        await asyncio.sleep(late_by_s)
         current = await self._store.get(base.key) if base is not None else None
-        if base is not None and (current is None or current.counter != base.counter):
+        if base is not None and (current is None or not is_as_read(base, current)):
             return
         try:
             await step()

@@ -26,7 +26,7 @@ class Process:
         self.name = name
         self.network = network
         self.stop = asyncio.Event()
-        self.coordinator = Coordinator(store, name, SETTINGS, fleet.work_of(self), discover=fleet.discover)
+        self.coordinator = Coordinator(store, name, fleet.settings, fleet.work_of(self), discover=fleet.discover)
         self.running = asyncio.get_running_loop().create_task(self.coordinator.run(self.stop), name=name)
 
     def believes_in(self, key: str) -> bool:
@@ -54,7 +54,13 @@ class Fleet:
     """Processes that come and go around one table. Every task step checks that its process believes alone."""
 
     def __init__(
-        self, seed: int, leases: Sequence[Lease], *, fault_rate: float = 0.0, task: Task | None = None
+        self,
+        seed: int,
+        leases: Sequence[Lease],
+        *,
+        fault_rate: float = 0.0,
+        task: Task | None = None,
+        settings: LeaseSettings = SETTINGS,
     ) -> None:
         random.seed(seed)
         self.table = MemoryLeaseStore()
@@ -63,6 +69,7 @@ class Fleet:
         self.epochs: dict[str, list[int]] = defaultdict(list)
         self.checkpoints: dict[str, list[Checkpoint]] = defaultdict(list)
         self.steps = 0
+        self.settings = settings
         self._leases = leases
         self._fault_rate = fault_rate
         self._task = task
@@ -70,8 +77,9 @@ class Fleet:
     async def discover(self) -> Sequence[Lease]:
         return self._leases
 
-    def start(self, name: str) -> Process:
-        network = FlakyLeaseStore(self.table, self.random.getrandbits(32), fault_rate=self._fault_rate)
+    def start(self, name: str, store: LeaseStore | None = None) -> Process:
+        """Another process; `store` is its table, if that is more than the shared one."""
+        network = FlakyLeaseStore(store or self.table, self.random.getrandbits(32), fault_rate=self._fault_rate)
         process = Process(self, name, network, network)
         self.processes.append(process)
         return process

@@ -25,7 +25,7 @@ async def test_two_processes_come_to_an_even_share() -> None:
     one = fleet.start("one")
     await fleet.until(lambda: one.held() == set(KEYS), 5, "the first takes everything")
     two = fleet.start("two")
-    await fleet.until(fleet.is_balanced, 60, "the second steals its share")
+    await fleet.until(fleet.is_balanced, 60, "the second gets its share")
     assert len(two.held()) == 3
     epochs = dict(fleet.epochs)
     await fleet.run_for(60)
@@ -33,7 +33,7 @@ async def test_two_processes_come_to_an_even_share() -> None:
     await fleet.close()
 
 
-async def test_a_stolen_lease_is_not_worked_on_while_the_victim_may_believe() -> None:
+async def test_what_is_off_the_network_is_not_worked_on_while_it_may_believe() -> None:
     fleet = Fleet(2, LEASES[:2])
     one = fleet.start("one")
     await fleet.until(lambda: len(one.held()) == 2, 5, "the first takes both")

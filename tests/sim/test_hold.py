@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from tests.fakes.lease_store import MemoryLeaseStore
 from tests.sim.fleet import SETTINGS, now_s
@@ -35,6 +36,13 @@ class ScriptedStore(MemoryLeaseStore):
     async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
         fate = await self._before()
         return self._after(fate, await super().checkpoint(lease, checkpoint)) or lease
+
+    async def release(self, lease: Lease) -> bool:
+        fate = await self._before()
+        released = await super().release(lease)
+        if fate == "reply lost":
+            raise Transient(fate)
+        return released
 
     async def _before(self) -> str:
         self.writes += 1
@@ -165,6 +173,67 @@ async def test_a_stolen_lease_is_not_given_on_before_its_victim_must_know() -> N
     assert store.leases["shard"].owner == "me", "it will expire instead"
 
 
+# ---------------------------------------------------------------- asked to hand over
+
+
+async def test_a_renewal_tells_that_the_lease_is_wanted_and_keeps_it() -> None:
+    store = ScriptedStore()
+    hold = await held(store)
+    await store.ask(hold.lease, "next")
+    await asyncio.sleep(1)
+    await hold.renew()
+    assert hold.stop.is_set()
+    assert hold.is_valid()
+    assert hold.deadline_s == pytest.approx(1 + SETTINGS.patience_s)
+    await hold.checkpoint(at("11"))
+    assert await hold.release()
+    left = store.leases["shard"]
+    assert (left.owner, left.checkpoint_owner, left.checkpoint, left.epoch) == ("next", None, at("11"), hold.epoch)
+    assert not hold.is_valid()
+
+
+async def test_a_look_at_the_table_tells_it_earlier() -> None:
+    store = ScriptedStore()
+    hold = await held(store)
+    hold.heed(store.leases["shard"])
+    assert not hold.stop.is_set()
+    await store.ask(hold.lease, "next")
+    wanted = store.leases["shard"]
+    hold.heed(replace(wanted, epoch=wanted.epoch - 1))
+    assert not hold.stop.is_set(), "an old picture of the table, of somebody else's hold"
+    hold.heed(wanted)
+    assert hold.stop.is_set()
+
+
+async def test_what_may_not_be_given_on_yet_is_kept_until_it_may() -> None:
+    """Its task has not begun, because the one we took it from may still believe in it."""
+    store = ScriptedStore()
+    hold = await held(store, starts_s=now_s() + SETTINGS.patience_s)
+    await store.ask(hold.lease, "next")
+    await hold.renew()
+    assert not hold.stop.is_set()
+    await asyncio.sleep(SETTINGS.patience_s - 1)
+    await hold.renew()
+    await asyncio.sleep(1)
+    await hold.renew()
+    assert hold.stop.is_set()
+
+
+async def test_giving_up_survives_hiccups() -> None:
+    store = ScriptedStore("request lost", "reply lost", "request lost")
+    hold = await held(store)
+    await store.ask(hold.lease, "next")
+    assert await hold.release()
+    assert store.leases["shard"].checkpoint_owner is None
+    assert store.leases["shard"].counter == 2
+
+
+async def test_giving_up_is_bounded_when_the_store_is_away() -> None:
+    hold = await held(ScriptedStore(*["request lost"] * 1000))
+    assert not await hold.release()
+    assert now_s() == pytest.approx(SETTINGS.request_timeout_s)
+
+
 async def test_the_children_are_there_before_the_parent_ends() -> None:
     class Watched(ScriptedStore):
         async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
@@ -181,12 +250,11 @@ async def test_the_children_are_there_before_the_parent_ends() -> None:
         await hold.checkpoint(at("12"))
 
 
-async def test_a_steal_whose_reply_was_lost_waits_like_a_steal() -> None:
+async def test_a_take_whose_reply_was_lost_waits_like_a_steal() -> None:
     """The lease then bears our name, and nothing says that somebody may still believe in it."""
     store = ScriptedStore("reply lost")
-    for key in ("a", "b"):
-        await store.create(Lease(key=key))
-        await MemoryLeaseStore.take(store, store.leases[key], "victim")
+    await store.create(Lease(key="shard"))
+    await MemoryLeaseStore.take(store, store.leases["shard"], "victim")
     begun_s: list[float] = []
 
     async def work(hold: Hold) -> None:
@@ -195,11 +263,11 @@ async def test_a_steal_whose_reply_was_lost_waits_like_a_steal() -> None:
 
     stop = asyncio.Event()
     running = asyncio.create_task(Coordinator(store, "me", SETTINGS, work).run(stop))
-    while "me" not in {lease.owner for lease in store.leases.values()}:
+    while store.leases["shard"].owner != "me":
         await asyncio.sleep(0.01)
-    stolen_s = now_s()
+    taken_s = now_s()
     while not begun_s:
         await asyncio.sleep(0.01)
-    assert begun_s[0] >= stolen_s - 0.02 + SETTINGS.patience_s
+    assert begun_s[0] >= taken_s - 0.02 + SETTINGS.patience_s
     stop.set()
     await running

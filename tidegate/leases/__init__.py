@@ -1,7 +1,8 @@
 """Leases: who works on what. Used by the worker (shards) and by the poller (source partitions).
 
 Read `lease` for the values, `planner` for the policy, `hold` for why two processes never work on one lease,
-`coordinator` for the tree of tasks. `store` is the DynamoDB table, in the Kinesis Client Library's format.
+`handover` for how a lease moves between live processes, `coordinator` for the tree of tasks. `store` is the DynamoDB
+table, in the Kinesis Client Library's format.
 """
 
 from tidegate.leases.coordinator import Coordinator, Discover, Start, owner_name

@@ -5,12 +5,14 @@ The worker runs it with shards, the poller with source partitions; what a task d
 The tree of tasks, and why it ends in this order:
 
     run ─ background group: one renewer per hold        dies last: a draining task still needs its lease
-          └ lease group, under the drain budget: one task per hold
+          └ lease group, under the drain budget: one task per hold, one per lease that we asked another for
             └ its body: the plan loop                   ends first: nothing new is taken once `stop` is set
 
 A lease's task ends in one of five ways: it returns (the lease is given back), it raises Superseded or its hold is
 lost (quiet), it raises Transient (given back, tried again after a back-off, here or elsewhere), the drain budget
 cancels it (given back), or anything else (the process ends, after giving everything back).
+
+Leases move between live processes by asking, see `handover`; here are both ends of it: `Hold.heed` and `Requests`.
 """
 
 from __future__ import annotations
@@ -20,16 +22,17 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from tidegate import telemetry
 from tidegate.errors import Superseded, Transient
 from tidegate.leases import planner
+from tidegate.leases.handover import Requests, Take, Way
 from tidegate.leases.hold import Hold
 from tidegate.leases.lease import Lease, plain_leases
 from tidegate.leases.observer import Observer
-from tidegate.leases.store import LeaseStore
+from tidegate.leases.store import LeaseStore, in_time
 from tidegate.settings import LeaseSettings
 
 Start = Callable[[Hold], Awaitable[None]]
@@ -38,6 +41,12 @@ T = TypeVar("T")
 Startable = Callable[[Sequence[Lease]], frozenset[str]]
 
 log = telemetry.get_logger(__name__)
+
+_TAKEN_EVENTS = {
+    Way.TAKE: telemetry.LEASE_TAKEN,
+    Way.HAND_OVER: telemetry.LEASE_HANDED_OVER,
+    Way.STEAL: telemetry.LEASE_STOLEN,
+}
 
 
 class Coordinator:
@@ -65,6 +74,8 @@ class Coordinator:
         self._startable = startable
         self._observer = Observer(owner, settings.expiry_s)
         self._holds: dict[str, Hold] = {}
+        # Takes whose outcome we do not know: they may still arrive.
+        self._unsure: set[str] = set()
         self._rest = _Rest(settings)
         self._wanted: frozenset[str] | None = None
         self._discover_due_s = float("-inf")
@@ -113,16 +124,24 @@ class Coordinator:
     async def _share(self, stop: asyncio.Event, budget: asyncio.Timeout, background: asyncio.TaskGroup) -> None:
         async with asyncio.TaskGroup() as tasks:
             tell = tasks.create_task(self._tell_stop(stop, budget))
+
+            async def take(lease: Lease, way: Way, sent_s: float) -> bool:
+                hold = await self._take(lease, way, sent_s)
+                if hold is None:
+                    return False
+                background.create_task(hold.keep(), name=f"renew {hold.key}")
+                tasks.create_task(self._serve(hold), name=f"lease {hold.key}")
+                return True
+
+            requests = Requests(self._store, self._owner, self._settings, self._observer, take, tasks)
             while not stop.is_set():
                 self._wake.clear()
                 try:
-                    async for hold in self._plan_once():
-                        background.create_task(hold.keep(), name=f"renew {hold.key}")
-                        tasks.create_task(self._serve(hold), name=f"lease {hold.key}")
+                    await self._plan_once(take, requests)
                     self.planned.set()
                 except Transient as error:
                     log.warning(telemetry.LEASE_PLAN_FAILED, error=str(error))
-                await self._wait_for_next_plan()
+                await self._wait_for_next_plan(requests)
             await tell
 
     async def _tell_stop(self, stop: asyncio.Event, budget: asyncio.Timeout) -> None:
@@ -133,32 +152,45 @@ class Coordinator:
             hold.stop.set()
         self._wake.set()
 
-    async def _wait_for_next_plan(self) -> None:
+    async def _wait_for_next_plan(self, requests: Requests) -> None:
         """One interval, jittered so that processes spread out; less when woken, or when a lease may expire before."""
         now_s = _now_s()
         next_s = now_s + self._settings.plan_interval_s * random.uniform(0.75, 1.25)
         try:
-            async with asyncio.timeout_at(min(next_s, self._observer.next_expiry_s(now_s, self._holds))):
+            busy = self._holds.keys() | requests.keys
+            async with asyncio.timeout_at(min(next_s, self._observer.next_expiry_s(now_s, busy))):
                 await self._wake.wait()
         except TimeoutError:
             return
 
     # ------------------------------------------------------------------ planning
 
-    async def _plan_once(self) -> AsyncIterator[Hold]:
-        """Read the table, decide, take; yields each new hold at once, since its time is running. Raises Transient when
-        the store or discovery fails."""
+    async def _plan_once(self, take: Take, requests: Requests) -> None:
+        """Read the table, decide, take what is free, ask for what is not. Raises Transient when the store or
+        discovery fails."""
+        read_s = _now_s()
         leases = await self._read_table()
+        self._heed(leases, requests)
         now_s = _now_s()
-        views = self._observer.look(leases, now_s, self._holds)
-        startable = self._startable(leases) - self._rest.keys(now_s) - self._holds.keys()
+        busy = self._holds.keys() | requests.keys
+        views = self._observer.look(leases, now_s, busy)
+        startable = self._startable(leases) - self._rest.keys(now_s) - busy
         plan = planner.plan(views, self._owner, now_s, self._limits, startable)
-        for lease in (*plan.take, *plan.steal):
+        for lease in plan.take:
             if self._stopping:
                 return
-            hold = await self._take(lease, is_stolen=lease in plan.steal)
-            if hold is not None:
-                yield hold
+            way = requests.way_of(lease) if lease.owner == self._owner else Way.TAKE
+            await take(lease, way, read_s if lease.key in self._unsure else _now_s())
+        if not self._stopping:
+            requests.ask(plan.ask)
+
+    def _heed(self, leases: Sequence[Lease], requests: Requests) -> None:
+        """Requests that the table shows: for what we hold, and in our name."""
+        for lease in leases:
+            if hold := self._holds.get(lease.key):
+                hold.heed(lease)
+            elif not self._stopping:
+                requests.adopt(lease)
 
     async def _read_table(self) -> list[Lease]:
         """Every lease, after creating those that discovery names and removing those that nobody needs."""
@@ -179,33 +211,34 @@ class Coordinator:
                     log.info(telemetry.LEASE_DELETED, lease=lease.key)
         return leases
 
-    async def _take(self, lease: Lease, *, is_stolen: bool) -> Hold | None:
-        """Take one lease; None when another was faster."""
-        sent_s = _now_s()
+    async def _take(self, lease: Lease, way: Way, sent_s: float) -> Hold | None:
+        """Take one lease; None when another was faster, or when we would take by force only to let go.
+
+        Our belief counts from `sent_s`: not after the take was sent, nor after an earlier one that may arrive instead.
+        """
+        if way is Way.STEAL and self._stopping:
+            return None
+        self._unsure.add(lease.key)
         taken = await self._in_time(self._store.take(lease, self._owner))
+        self._unsure.discard(lease.key)
         if taken is None:
             return None
-        # A live owner may believe in the lease for one more patience. A lease in our own name is a take whose reply
-        # we lost, and whom we took it from is forgotten: as good as stolen.
-        may_be_believed = is_stolen or lease.owner == self._owner
-        starts_s = _now_s() + self._settings.patience_s if may_be_believed else sent_s
+        # A live owner may believe in the lease for one more patience.
+        starts_s = _now_s() + self._settings.patience_s if way is Way.STEAL else sent_s
         hold = Hold(self._store, taken, self._settings, sent_s=sent_s, starts_s=starts_s)
         self._holds[hold.key] = hold
         if self._stopping:
             hold.stop.set()
+        if way is Way.HAND_OVER:
+            self._wake.set()  # it may be time to ask for the next
         telemetry.LEASES_HELD.inc()
-        telemetry.LEASES_TAKEN.labels("steal" if is_stolen else "take").inc()
-        event = telemetry.LEASE_STOLEN if is_stolen else telemetry.LEASE_TAKEN
-        log.info(event, lease=hold.key, counter=hold.counter, previous_owner=lease.owner)
+        telemetry.LEASES_TAKEN.labels(way.value).inc()
+        log.info(_TAKEN_EVENTS[way], lease=hold.key, counter=hold.counter, previous_owner=lease.holder)
         return hold
 
     async def _in_time(self, call: Awaitable[T]) -> T:
         """A call that hangs must not keep us from taking over somebody's leases; its outcome is then unknown."""
-        try:
-            async with asyncio.timeout(self._settings.request_timeout_s):
-                return await call
-        except TimeoutError:
-            raise Transient("the lease table did not answer in time") from None
+        return await in_time(call, self._settings.request_timeout_s)
 
     # ------------------------------------------------------------------ one lease's task
 

@@ -8,8 +8,11 @@ still for `expiry_s` on their own clock. Our belief ends `patience_s` (less than
 that succeeded, which was before anybody could see it. No clocks of two machines are compared. When a reply is lost,
 the later try that finds the write done counts from the first try, since that one may have done it.
 
-After a steal from a live owner that argument does not hold: the victim learns of it at its next write, or at its
-deadline. So a stolen lease's work begins one patience after the steal (`starts_s`).
+After a take by force from a live owner that argument does not hold: the victim learns of it at its next write, or at
+its deadline. So a stolen lease's work begins one patience after the steal (`starts_s`).
+
+Another process may ask for the lease (`handover`). We learn of it from our own next write or from a look at the
+table, set `stop`, and stay the holder, renewals and checkpoints included, until `release` gives the lease to it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from tidegate import telemetry
 from tidegate.errors import Superseded, Transient
 from tidegate.leases.lease import Checkpoint, Lease
-from tidegate.leases.store import LeaseStore
+from tidegate.leases.store import LeaseStore, in_time
 from tidegate.settings import LeaseSettings
 
 log = telemetry.get_logger(__name__)
@@ -73,6 +76,16 @@ class Hold:
         if not self.is_valid():
             self.fence("not renewed in time")
             raise Superseded(f"lease {self.key} is lost")
+
+    def heed(self, lease: Lease) -> None:
+        """Look at the lease as just read or written: if it is asked for, be graceful from now on.
+
+        Not before work may begin: until then we may not give the lease on, so letting go would help nobody.
+        """
+        is_wanted = lease.checkpoint_owner is not None and lease.holder == self._lease.holder
+        if is_wanted and lease.epoch == self.epoch and not self.stop.is_set() and _now_s() >= self.starts_s:
+            log.info(telemetry.LEASE_WANTED, lease=self.key, by=lease.owner)
+            self.stop.set()
 
     def fence(self, reason: str) -> None:
         """Stop believing, for good. Wakes whoever waits for `lost`; does nothing to a closed hold."""
@@ -137,10 +150,10 @@ class Hold:
                 retry_s = _now_s() + random.uniform(0, self._settings.renew_retry_s)
 
     async def release(self) -> bool:
-        """Close the hold and give the lease back: from here on another may work, so our task must have ended.
+        """Close the hold and give the lease up: from here on another may work, so our task must have ended.
 
-        False when it was lost, or will expire instead: the store did not answer, or the one we stole it from may
-        still believe in it and a next owner would not know.
+        It goes to the one that asked for it, else to nobody. False when it was lost, or will expire instead: the
+        store did not answer, or the one we stole it from may still believe in it and a next owner would not know.
         """
         if self._closed.is_set():
             return False
@@ -148,14 +161,23 @@ class Hold:
         if _now_s() < self.starts_s:
             return False
         try:
-            async with asyncio.timeout(self._settings.request_timeout_s), self._lock:
-                released = await self._store.release(self._lease)
-        except (Transient, TimeoutError) as error:
-            log.warning(telemetry.LEASE_WRITE_FAILED, lease=self.key, error=str(error) or "no reply in time")
+            released = await in_time(self._release(), self._settings.request_timeout_s)
+        except Transient as error:
+            log.warning(telemetry.LEASE_WRITE_FAILED, lease=self.key, error=str(error))
             return False
         if released:
             log.info(telemetry.LEASE_RELEASED, lease=self.key)
         return released
+
+    async def _release(self) -> bool:
+        """Tries until it works: whoever waits for the lease would else wait for its expiry."""
+        async with self._lock:
+            while True:
+                try:
+                    return await self._store.release(self._lease)
+                except Transient as error:
+                    log.warning(telemetry.LEASE_WRITE_FAILED, lease=self.key, error=str(error))
+                await asyncio.sleep(random.uniform(0, self._settings.renew_retry_s))
 
     async def _persist(self, write: Callable[[Lease], Awaitable[Lease]]) -> None:
         """A write that its caller cannot do without: a few tries, which the deadline may cut short."""
@@ -185,6 +207,7 @@ class Hold:
                 self.fence(str(error))
                 raise
             self._renewed_s, self._unanswered_s = self._unanswered_s, None
+            self.heed(self._lease)
 
     async def _closed_before(self, until_s: float) -> None:
         """Wait until `until_s`, or until the hold closes, whichever comes first."""

@@ -18,19 +18,15 @@ OWNER_INDEX = "LeaseOwnerToLeaseKeyIndex"
 Attribute = Mapping[str, Any]
 Item = Mapping[str, Attribute]
 
+# Together they say who works and how often was written: what every write is conditional on.
+_GUARDED = ("leaseCounter", "leaseOwner", "checkpointOwner")
+# KCL's two-phase checkpoints; a later plain checkpoint makes them void.
+_PENDING = ("pendingCheckpoint", "pendingCheckpointSubSequenceNumber", "pendingCheckpointState")
+
 
 def key_of(key: str) -> Item:
     """The primary key of one lease."""
     return {"leaseKey": {"S": key}}
-
-
-def checkpoint_values(checkpoint: Checkpoint) -> dict[str, Attribute]:
-    """The values of an update expression that moves the checkpoint: :position, :sub and :zero."""
-    return {
-        ":position": {"S": checkpoint.position},
-        ":sub": {"N": str(checkpoint.sub_sequence)},
-        ":zero": {"N": "0"},
-    }
 
 
 def is_lease(item: Item) -> bool:
@@ -73,7 +69,7 @@ def lease_of(item: Item) -> Lease:
 
 
 def item_of(lease: Lease) -> dict[str, Attribute]:
-    """The item for a new lease."""
+    """The attributes we know of a lease; the item of a new one."""
     item: dict[str, Attribute] = {
         "leaseKey": {"S": lease.key},
         "leaseCounter": {"N": str(lease.counter)},
@@ -83,6 +79,7 @@ def item_of(lease: Lease) -> dict[str, Attribute]:
     }
     for name, value in (
         ("leaseOwner", lease.owner),
+        ("checkpointOwner", lease.checkpoint_owner),
         ("startingHashKey", lease.starting_hash_key),
         ("endingHashKey", lease.ending_hash_key),
     ):
@@ -94,6 +91,29 @@ def item_of(lease: Lease) -> dict[str, Attribute]:
     if lease.epoch:
         item["tidegateEpoch"] = {"N": str(lease.epoch)}
     return item
+
+
+def swap(before: Lease, after: Lease) -> dict[str, Any]:
+    """The parts of an UpdateItem request that turn `before` into `after`, if nobody wrote in between.
+
+    Only what differs is written, so that attributes we do not know stay as they are.
+    """
+    old, new = item_of(before), item_of(after)
+    values = {f":was_{name}": old[name] for name in _GUARDED if name in old}
+    guards = [f"{name} = :was_{name}" if name in old else f"attribute_not_exists({name})" for name in _GUARDED]
+    changed = {name: value for name, value in new.items() if old.get(name) != value}
+    gone = [name for name in old if name not in new]
+    if after.checkpoint != before.checkpoint:
+        gone.extend(_PENDING)
+    update = "SET " + ", ".join(f"{name} = :{name}" for name in changed)
+    if gone:
+        update += " REMOVE " + ", ".join(gone)
+    return {
+        "Key": key_of(before.key),
+        "UpdateExpression": update,
+        "ConditionExpression": " AND ".join(guards),
+        "ExpressionAttributeValues": values | {f":{name}": value for name, value in changed.items()},
+    }
 
 
 def table_definition(table: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Lease(Struct, frozen=True, kw_only=True):
     `owner` None means unassigned. `owner_switches` counts takes since the last checkpoint. `parent_keys` and
     `child_keys` are the lineage of a resharded shard; the hash keys are 128-bit decimals. `epoch` is ours, not
     KCL's: it rises by one at every take and, unlike the counter, stays put while a lease is held.
-    `checkpoint_owner` is set while a KCL 3.x hand-over is under way.
+    `checkpoint_owner` is set while a hand-over is asked for: it is the one that works, and `owner` is the next.
     """
 
     key: str
@@ -105,6 +105,11 @@ class Lease(Struct, frozen=True, kw_only=True):
     ending_hash_key: str | None = None
     epoch: int = 0
     checkpoint_owner: str | None = None
+
+    @property
+    def holder(self) -> str | None:
+        """Who may be working: the owner, or during a hand-over the one that is asked to let go."""
+        return self.checkpoint_owner or self.owner
 
     @property
     def is_ended(self) -> bool:
@@ -122,8 +127,8 @@ class LeaseView(Struct, frozen=True):
     moved_s: float
 
     def is_live(self, now_s: float, expiry_s: float) -> bool:
-        """True while somebody must be assumed to hold it: there is an owner, and its counter moved recently."""
-        return self.lease.owner is not None and now_s - self.moved_s < expiry_s
+        """True while somebody must be assumed to hold it: there is a holder, and the counter moved recently."""
+        return self.lease.holder is not None and now_s - self.moved_s < expiry_s
 
 
 def plain_leases(keys: Iterable[str], epoch: int = 0) -> list[Lease]:

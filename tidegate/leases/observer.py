@@ -14,7 +14,7 @@ from tidegate.leases.lease import Lease, LeaseView
 
 
 class _Sight(Struct, frozen=True):
-    owner: str | None
+    holder: str | None
     counter: int
     moved_s: float
 
@@ -32,26 +32,34 @@ class Observer:
 
         A lease in my name that I do not hold is free: no other process writes under my name.
         """
-        sights: dict[str, _Sight] = {}
+        self._sights = {lease.key: self._sighted(lease, now_s) for lease in leases}
         views: list[LeaseView] = []
         for lease in leases:
-            before = self._sights.get(lease.key)
-            stood_still = before is not None and (before.owner, before.counter) == (lease.owner, lease.counter)
-            moved_s = before.moved_s if before is not None and stood_still else now_s
-            sights[lease.key] = _Sight(lease.owner, lease.counter, moved_s)
+            moved_s = self._sights[lease.key].moved_s
             if lease.key in held:
                 moved_s = now_s
-            elif lease.owner == self._me:
+            elif lease.owner == lease.holder == self._me:
                 moved_s = float("-inf")
             views.append(LeaseView(lease, moved_s))
-        self._sights = sights
         return views
+
+    def glance(self, lease: Lease, now_s: float) -> LeaseView:
+        """The view of one lease, read by itself between two looks at the table."""
+        sight = self._sights[lease.key] = self._sighted(lease, now_s)
+        return LeaseView(lease, sight.moved_s)
+
+    def _sighted(self, lease: Lease, now_s: float) -> _Sight:
+        """Asking for a hand-over moves neither the holder nor the counter: a silent holder's time runs on."""
+        before = self._sights.get(lease.key)
+        if before is not None and (before.holder, before.counter) == (lease.holder, lease.counter):
+            return before
+        return _Sight(lease.holder, lease.counter, now_s)
 
     def next_expiry_s(self, now_s: float, held: Collection[str]) -> float:
         """When the next lease of another process would expire, if its counter stands still; infinity if none could."""
         expiries_s = (
             sight.moved_s + self._expiry_s
             for key, sight in self._sights.items()
-            if sight.owner is not None and key not in held
+            if sight.holder is not None and key not in held
         )
         return min((expiry_s for expiry_s in expiries_s if expiry_s > now_s), default=float("inf"))

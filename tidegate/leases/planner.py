@@ -4,11 +4,11 @@ Every process plans for itself and for itself only, from the same table, without
 
 1. A lease that is free (no owner, or its counter stood still for the expiry time) is *taken* at once, up to my
    fair share, ceil(leases / workers).
-2. When nothing is free for me, I *steal* one lease from the most loaded process, and only if it has at least two
+2. When nothing is free for me, I *ask* the most loaded process for one lease, and only if it has at least two
    more than I have. A difference of one is the dead band: without it two processes would pass the odd lease to
-   and fro for ever. With it, every steal lowers the sum of the squared loads, so stealing ends.
+   and fro for ever. With it, every lease that moves lowers the sum of the squared loads, so asking ends.
 
-One steal at a time keeps two hungry processes from emptying a third.
+A lease that is asked for counts for the one that asked. One at a time keeps two hungry processes from emptying a third.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from tidegate.leases.lease import Lease, LeaseView
 
-# A steal must leave the victim with no fewer leases than the thief then has.
+# The one that is asked must be left with no fewer leases than the one that asks then has.
 _DEAD_BAND = 1
 
 
@@ -33,14 +33,14 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class LeasePlan(Struct, frozen=True):
-    """`take`: free leases to take now, in this order. `steal`: at most one lease of a live owner."""
+    """`take`: free leases to take now, in this order. `ask`: at most one lease of a live owner to ask for."""
 
     take: tuple[Lease, ...] = ()
-    steal: tuple[Lease, ...] = ()
+    ask: tuple[Lease, ...] = ()
 
 
 def plan(leases: Sequence[LeaseView], me: str, now_s: float, limits: Limits, startable: Collection[str]) -> LeasePlan:
-    """Decide what `me` should take and steal at `now_s` (my monotonic seconds).
+    """Decide what `me` should take and ask for at `now_s` (my monotonic seconds).
 
     `startable` holds the keys whose work may begin (see `startable` below). Ended leases need nobody. The order
     of the answer differs from process to process, so that many of them starting at once rarely race for one lease.
@@ -51,20 +51,21 @@ def plan(leases: Sequence[LeaseView], me: str, now_s: float, limits: Limits, sta
     free = [view.lease for view in open_views if view.lease.key in startable and view.lease.key not in live_keys]
 
     loads = Counter({me: 0})
-    loads.update(view.lease.owner for view in live if view.lease.owner is not None)
+    loads.update(owner for view in live if (owner := view.lease.owner or view.lease.holder))
     fair_share = -(-(len(live) + len(free)) // len(loads))
     room = min(fair_share, limits.max_leases) - loads[me]
     if free:
         return LeasePlan(take=tuple(_shuffled(free, me)[: max(0, room)]))
     if loads[me] >= limits.max_leases:
         return LeasePlan()
-    return LeasePlan(steal=_steal(live, loads, me, startable))
+    movable = [view.lease for view in live if view.lease.checkpoint_owner is None and view.lease.key in startable]
+    return LeasePlan(ask=_ask(movable, loads, me))
 
 
-def _steal(live: Sequence[LeaseView], loads: Counter[str], me: str, startable: Collection[str]) -> tuple[Lease, ...]:
+def _ask(movable: Sequence[Lease], loads: Counter[str], me: str) -> tuple[Lease, ...]:
     """One lease of the most loaded owner whose load exceeds mine by more than the dead band."""
     worth_it = {owner for owner, load in loads.items() if load - loads[me] > _DEAD_BAND}
-    candidates = [view.lease for view in live if view.lease.owner in worth_it and view.lease.key in startable]
+    candidates = [lease for lease in movable if lease.owner in worth_it]
     most = max((loads[lease.owner] for lease in candidates if lease.owner), default=0)
     richest = [lease for lease in candidates if lease.owner and loads[lease.owner] == most]
     return tuple(_shuffled(richest, me)[:1])

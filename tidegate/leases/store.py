@@ -1,9 +1,10 @@
 """Where leases live: the contract, and DynamoDB behind it, in KCL's own table format.
 
-Every write is compare-and-set on the lease counter, checkpoints included, so that a process that comes back from
-the dead moves nothing. A reply can get lost after the write was done; the retry then fails its own condition.
-Such a write is recognised in a consistent read: every take raises the epoch and between two takes only the holder
-writes, so "still my name, still my epoch, a higher counter" means that the writes were mine, however many.
+Every write is compare-and-set on the lease counter and both owners, checkpoints included, so that a process that
+comes back from the dead moves nothing. A reply can get lost after the write was done; the retry then fails its own
+condition. Such a write is recognised in a consistent read: every take raises the epoch, and between two takes only
+the holder moves the counter, so "still my hold, still my epoch, a higher counter" means that the writes were mine,
+however many. Asking for a hand-over (`ask`) leaves counter and epoch alone; `handover` tells that protocol.
 
 Losing is not a failure: it is a value (`None`, `False`) where losing is ordinary, and `Superseded` where the caller
 believed to hold the lease. Failures are `Transient` or `Fatal` and leave the outcome unknown.
@@ -15,17 +16,20 @@ not know are kept (we only ever update existing items), and ours is called `tide
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
 from tidegate import aws
 from tidegate.errors import Fatal, Superseded, Transient
-from tidegate.leases.items import Attribute, checkpoint_values, is_lease, item_of, key_of, lease_of, table_definition
+from tidegate.leases.items import is_lease, item_of, key_of, lease_of, swap, table_definition
 from tidegate.leases.lease import SHARD_END, Checkpoint, Lease
 
+T = TypeVar("T")
+
 _CONDITION_FAILED = "ConditionalCheckFailedException"
+_WRITE_ATTEMPTS = 3
 _TABLE_READY_ATTEMPTS = 120
 _TABLE_READY_WAIT_S = 0.5
 
@@ -45,8 +49,14 @@ class LeaseStore(Protocol):
     async def take(self, lease: Lease, owner: str) -> Lease | None:
         """Make `owner` the owner if the lease is still as given: counter + 1, epoch + 1. None: another was faster."""
 
+    async def ask(self, lease: Lease, owner: str) -> Lease | None:
+        """Ask the lease's owner to hand it over to `owner`, if the lease is still as given. None: it is not."""
+
     async def renew(self, lease: Lease) -> Lease:
-        """Counter + 1. Superseded when `lease.owner` does not hold it any more."""
+        """Counter + 1. Superseded when `lease.holder` does not hold it any more.
+
+        The answer of every write by the holder tells whether the lease is asked for meanwhile (`checkpoint_owner`).
+        """
 
     async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
         """Write the checkpoint, counter + 1, owner switches 0. Superseded when the lease is lost."""
@@ -55,10 +65,19 @@ class LeaseStore(Protocol):
         """Write SHARD_END and the children's keys in one step, counter + 1. Superseded when the lease is lost."""
 
     async def release(self, lease: Lease) -> bool:
-        """Remove the owner, counter + 1, so that another may take it at once. False when it was lost already."""
+        """Give it up, counter + 1: to the one that asked for it, else to nobody. False when it was lost already."""
 
     async def delete(self, lease: Lease) -> bool:
         """Remove the item if its counter is still as given."""
+
+
+async def in_time(call: Awaitable[T], limit_s: float) -> T:
+    """A call to the store that may not hang: Transient after `limit_s`, and its outcome is then unknown."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await call
+    except TimeoutError:
+        raise Transient("the lease table did not answer in time") from None
 
 
 class DynamoClient(Protocol):
@@ -130,66 +149,34 @@ class DynamoLeaseStore:
         return True
 
     async def take(self, lease: Lease, owner: str) -> Lease | None:
-        values = _took(lease, owner)
-        # KCL checks the owner too: a 3.x hand-over changes it and leaves the counter alone.
-        guard = "leaseOwner = :was" if lease.owner else "attribute_not_exists(leaseOwner)"
-        update = (
-            "SET leaseOwner = :me, leaseCounter = :next, ownerSwitchesSinceCheckpoint = :switches,"
-            " tidegateEpoch = :epoch REMOVE checkpointOwner"
-        )
-        attributes = {
-            ":me": {"S": owner},
-            ":switches": {"N": str(values.owner_switches)},
-            ":epoch": {"N": str(values.epoch)},
-        } | ({":was": {"S": lease.owner}} if lease.owner else {})
-        try:
-            await self._update(lease, update, guard, attributes)
-        except Superseded:
-            current = await self.get(lease.key)
-            return values if current == values else None
-        return values
+        switches = lease.owner_switches + (lease.holder not in (None, owner))
+        epoch = lease.epoch + 1
+        taken = replace(lease, owner=owner, checkpoint_owner=None, owner_switches=switches, epoch=epoch)
+        return await self._swap_once(lease, _next(taken))
+
+    async def ask(self, lease: Lease, owner: str) -> Lease | None:
+        return await self._swap_once(lease, replace(lease, owner=owner, checkpoint_owner=lease.owner))
 
     async def renew(self, lease: Lease) -> Lease:
-        return await self._write_as_owner(lease, "SET leaseCounter = :next", {}, lambda now: now)
+        return await self._write_as_holder(lease, lambda now: now)
 
     async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
-        update = (
-            "SET leaseCounter = :next, checkpoint = :position, checkpointSubSequenceNumber = :sub,"
-            " ownerSwitchesSinceCheckpoint = :zero"
-            " REMOVE pendingCheckpoint, pendingCheckpointSubSequenceNumber, pendingCheckpointState"
-        )
-        attributes = checkpoint_values(checkpoint)
-        return await self._write_as_owner(
-            lease, update, attributes, lambda now: replace(now, checkpoint=checkpoint, owner_switches=0)
-        )
+        return await self._write_as_holder(lease, lambda now: replace(now, checkpoint=checkpoint, owner_switches=0))
 
     async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
-        update = (
-            "SET leaseCounter = :next, checkpoint = :position, checkpointSubSequenceNumber = :sub,"
-            " ownerSwitchesSinceCheckpoint = :zero"
-        )
-        attributes = checkpoint_values(SHARD_END)
-        if child_keys:
-            update += ", childShardIds = :children"
-            attributes[":children"] = {"SS": sorted(child_keys)}
-        update += " REMOVE pendingCheckpoint, pendingCheckpointSubSequenceNumber, pendingCheckpointState"
         children = frozenset(child_keys) or lease.child_keys
-        return await self._write_as_owner(
-            lease,
-            update,
-            attributes,
-            lambda now: replace(now, checkpoint=SHARD_END, child_keys=children, owner_switches=0),
+        return await self._write_as_holder(
+            lease, lambda now: replace(now, checkpoint=SHARD_END, child_keys=children, owner_switches=0)
         )
 
     async def release(self, lease: Lease) -> bool:
         try:
-            await self._write_as_owner(
-                lease, "SET leaseCounter = :next REMOVE leaseOwner", {}, lambda now: replace(now, owner=None)
-            )
+            await self._write_as_holder(lease, _given_up)
         except Superseded:
+            # A release whose reply was lost: others raise the epoch when they take the lease away from its holder.
             current = await self.get(lease.key)
-            # A release whose reply was lost: nobody but the holder takes the owner away without putting another.
-            return current is not None and current.owner is None and current.counter == lease.counter + 1
+            left = (lease.epoch, lease.counter + 1, None)
+            return current is not None and (current.epoch, current.counter, current.checkpoint_owner) == left
         return True
 
     async def delete(self, lease: Lease) -> bool:
@@ -205,61 +192,51 @@ class DynamoLeaseStore:
             return False
         return True
 
-    async def _write_as_owner(
-        self, lease: Lease, update: str, attributes: dict[str, Attribute], change: Callable[[Lease], Lease]
-    ) -> Lease:
-        """One write by the holder; Superseded when it is not the holder any more.
+    async def _write_as_holder(self, lease: Lease, change: Callable[[Lease], Lease]) -> Lease:
+        """One write by the holder, counter + 1; Superseded when it is not the holder any more.
 
-        When the condition fails because of our own earlier write, whose reply never came, that write counts if it
-        left what this one wants, and otherwise this one is done once more on top of it.
+        The condition may fail although it is: because of our own earlier write, whose reply never came, or because
+        somebody asked for the lease. An earlier write counts if it left what this one wants; otherwise this one is
+        done on top of what is there.
         """
-        guard = "leaseOwner = :holder AND attribute_not_exists(checkpointOwner)"
-        attributes = attributes | {":holder": {"S": lease.owner or ""}}
-        try:
-            await self._update(lease, update, guard, attributes)
-            return _next(change(lease))
-        except Superseded:
-            current = await self.get(lease.key)
-        if current is None or not _is_own_later(lease, current):
-            raise Superseded(f"lease {lease.key} is not {lease.owner}'s any more")
-        if change(current) == current:
-            return current
-        await self._update(current, update, guard, attributes)
-        return _next(change(current))
+        before = lease
+        for _ in range(_WRITE_ATTEMPTS):
+            try:
+                return await self._swap(before, _next(change(before)))
+            except Superseded:
+                current = await self.get(lease.key)
+            if current is None or not _is_same_hold(lease, current):
+                raise Superseded(f"lease {lease.key} is not {lease.holder}'s any more")
+            if current.counter > before.counter and change(current) == current:
+                return current
+            before = current
+        raise Transient(f"lease {lease.key} changes too fast")
 
-    async def _update(self, lease: Lease, update: str, guard: str, attributes: Mapping[str, Attribute]) -> None:
-        """UpdateItem if the counter is still the lease's and `guard` holds, else Superseded."""
-        with aws.aws_errors(f"write lease {lease.key}", superseded={_CONDITION_FAILED}):
-            await self._client.update_item(
-                TableName=self._table,
-                Key=key_of(lease.key),
-                UpdateExpression=update,
-                ConditionExpression=f"leaseCounter = :counter AND {guard}",
-                ExpressionAttributeValues={
-                    ":counter": {"N": str(lease.counter)},
-                    ":next": {"N": str(lease.counter + 1)},
-                    **attributes,
-                },
-            )
+    async def _swap_once(self, before: Lease, after: Lease) -> Lease | None:
+        """A write by one that does not hold the lease; None when another was faster."""
+        try:
+            return await self._swap(before, after)
+        except Superseded:
+            current = await self.get(before.key)
+            return after if current == after else None
+
+    async def _swap(self, before: Lease, after: Lease) -> Lease:
+        """Write `after` if the counter and both owners are still as in `before`, else Superseded."""
+        with aws.aws_errors(f"write lease {before.key}", superseded={_CONDITION_FAILED}):
+            await self._client.update_item(TableName=self._table, **swap(before, after))
+        return after
 
 
 def _next(lease: Lease) -> Lease:
     return replace(lease, counter=lease.counter + 1)
 
 
-def _took(lease: Lease, owner: str) -> Lease:
-    """The lease as a take leaves it. A first owner is no switch: KCL counts changes from one owner to another."""
-    switches = lease.owner_switches + (1 if lease.owner and lease.owner != owner else 0)
-    return replace(
-        lease,
-        owner=owner,
-        counter=lease.counter + 1,
-        owner_switches=switches,
-        epoch=lease.epoch + 1,
-        checkpoint_owner=None,
-    )
+def _given_up(lease: Lease) -> Lease:
+    if lease.checkpoint_owner is None:
+        return replace(lease, owner=None)
+    return replace(lease, checkpoint_owner=None, owner_switches=lease.owner_switches + 1)
 
 
-def _is_own_later(lease: Lease, current: Lease) -> bool:
-    same_hold = (current.owner, current.epoch) == (lease.owner, lease.epoch)
-    return same_hold and current.counter > lease.counter and current.checkpoint_owner is None
+def _is_same_hold(lease: Lease, current: Lease) -> bool:
+    same = (current.holder, current.epoch) == (lease.holder, lease.epoch)
+    return same and current.counter >= lease.counter
