@@ -23,8 +23,7 @@ CATCH_UP_S = 120.0
 LIFE_S = 25.0
 CHANGES_PER_S = 5.0
 SETTLE_S = 20.0
-SETTLED_WITHIN_S = 25.0
-SETTLED_FOR_S = 6.0
+FRESH_WITHIN_S = 25.0
 FRESH_S = 5.0
 _QUIET_PAUSE_S = 1.0
 
@@ -70,7 +69,7 @@ async def once(stack: Stack, *, chaos: bool, started: float) -> Report:
     clock = time.monotonic()
     await _caught_up(stack, FIRST_SYNC_S, "first sync")
     first_sync_s = time.monotonic() - clock
-    await _settled(stack)
+    await _fresh(stack)
     sampler = Sampler(stack)
     await _live(stack, sampler)
     clock = time.monotonic()
@@ -148,18 +147,15 @@ async def _caught_up(stack: Stack, within_s: float, what: str) -> Difference:
         await asyncio.sleep(_QUIET_PAUSE_S)
 
 
-async def _settled(stack: Stack) -> None:
-    """Wait, bounded, until the workers have shared the shards: a new process takes some over from an old one,
-    and each such hand-over makes its shard wait for seconds. That is a deployment, not ordinary life.
-    """
+async def _fresh(stack: Stack) -> None:
+    """Wait, bounded, until every source has said how fresh it is; what is measured before is the first load."""
     stack.say("waiting until every source is fresh")
-    deadline = time.monotonic() + SETTLED_WITHIN_S
-    fresh_since = time.monotonic()
-    while time.monotonic() < min(deadline, fresh_since + SETTLED_FOR_S):
-        await asyncio.sleep(0.5)
+    deadline = time.monotonic() + FRESH_WITHIN_S
+    while time.monotonic() < deadline:
         age_s = await oldest_age_s(stack)
-        if age_s is None or age_s > FRESH_S:
-            fresh_since = time.monotonic()
+        if age_s is not None and age_s < FRESH_S:
+            return
+        await asyncio.sleep(_QUIET_PAUSE_S)
 
 
 async def oldest_age_s(stack: Stack) -> float | None:

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec.structs import replace
 
 from tidegate import aws
-from tidegate.errors import Fatal, Superseded, Transient
+from tidegate.errors import Superseded, Transient
 from tidegate.leases.items import is_lease, item_of, key_of, lease_of, swap, table_definition
 from tidegate.leases.lease import SHARD_END, Checkpoint, Lease
 
@@ -30,8 +30,6 @@ T = TypeVar("T")
 
 _CONDITION_FAILED = "ConditionalCheckFailedException"
 _WRITE_ATTEMPTS = 3
-_TABLE_READY_ATTEMPTS = 120
-_TABLE_READY_WAIT_S = 0.5
 
 
 class LeaseStore(Protocol):
@@ -104,20 +102,7 @@ class DynamoLeaseStore:
 
         Raises Fatal when it does not become active within a minute.
         """
-        try:
-            with aws.aws_errors(f"create lease table {self._table}"):
-                await self._client.create_table(**table_definition(self._table))
-        except Transient as error:
-            # Also while another process creates it at this moment.
-            if aws.error_code(error) != "ResourceInUseException":
-                raise
-        for _ in range(_TABLE_READY_ATTEMPTS):
-            with aws.aws_errors(f"describe lease table {self._table}"):
-                reply = await self._client.describe_table(TableName=self._table)
-            if reply["Table"]["TableStatus"] in ("ACTIVE", "UPDATING"):
-                return
-            await asyncio.sleep(_TABLE_READY_WAIT_S)
-        raise Fatal(f"lease table {self._table} did not become active within a minute")
+        await aws.ensure_table(self._client, table_definition(self._table))
 
     async def scan(self) -> list[Lease]:
         leases: list[Lease] = []
