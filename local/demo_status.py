@@ -57,7 +57,7 @@ async def _front_office(stack: Stack) -> tuple[int, int]:
         shown = 0
         for shape in stack.bubble.shapes:
             shown += await connection.fetchval(f'SELECT count(*) FROM "{shape.table}" WHERE NOT _deleted')
-        filed: int = await connection.fetchval("SELECT count(*) FROM tidegate.dead_letter")
+        filed: int = await connection.fetchval("SELECT count(*) FROM tidegate.dead_letter WHERE resolved_at IS NULL")
     finally:
         await connection.close()
     return shown, filed

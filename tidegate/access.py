@@ -33,15 +33,28 @@ $$"""
 DATA_AS_OF = """
 CREATE OR REPLACE FUNCTION tidegate.data_as_of(sources text[]) RETURNS TABLE (source text, as_of timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-  SELECT wanted.source, CASE WHEN count(shard.shard_id) > 0 AND count(shard.shard_id) = count(watermark.as_of)
-                             THEN min(watermark.as_of) END
+  SELECT wanted.source, CASE
+    WHEN EXISTS (SELECT FROM tidegate.dead_letter AS letter
+                 WHERE letter.resolved_at IS NULL AND letter.source = wanted.source AND letter.entity IS NOT NULL)
+      THEN NULL
+    WHEN EXISTS (SELECT FROM tidegate.dead_letter AS letter
+                 WHERE letter.resolved_at IS NULL AND letter.source IS NULL
+                   AND letter.reason = 'gap' AND letter.stage = 'read') THEN NULL
+    WHEN count(shard.shard_id) > 0 AND count(shard.shard_id) = count(watermark.as_of) THEN min(watermark.as_of) END
   FROM unnest(sources) AS wanted(source)
   LEFT JOIN tidegate.shard ON true
   LEFT JOIN tidegate.watermark ON watermark.stream = shard.stream AND watermark.shard_id = shard.shard_id
                               AND watermark.source = wanted.source
   GROUP BY wanted.source
 $$"""
-"""How fresh each source is: its oldest watermark over all shards, NULL while a shard has none."""
+"""How fresh each source is: its oldest watermark over all shards, NULL while that is not the whole truth.
+
+It is not while a shard has no watermark, while a dead letter of the source is open (a row is missing or older than the
+watermark says), or while a gap in the stream is open, for lost records may be of any source. A filed watermark is no
+row and counts for nothing. Records that could not even be decoded have no source and count for none, although one may
+have been a source's: whoever may write to the stream could blind the front office with garbage otherwise. They are
+alarmed on and wait in tidegate.dead_letter.
+"""
 
 FUNCTIONS = (VIEWER_IDS, DATA_AS_OF)
 
@@ -53,6 +66,7 @@ def operational_grants() -> Iterator[str]:
     yield f"GRANT USAGE ON SCHEMA tidegate TO {', '.join(ROLES)}"
     yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tidegate TO {WORKER}"
     yield f"GRANT SELECT ON ALL TABLES IN SCHEMA tidegate TO {OPERATOR}"
+    yield f"GRANT UPDATE (resolved_at) ON tidegate.dead_letter TO {OPERATOR}"
     yield f"GRANT EXECUTE ON FUNCTION tidegate.viewer_ids(text), tidegate.data_as_of(text[]) TO {', '.join(ROLES)}"
 
 

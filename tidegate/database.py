@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -168,10 +169,31 @@ class Database:
                     await self._pool.expire_connections()
                     raise
 
-    async def check(self) -> None:
-        """One round trip. Raises Transient or Fatal."""
-        async with self.transaction("reach the database") as connection:
-            await connection.execute("SELECT 1")
+
+def check_address(url: str) -> None:
+    """Raises Fatal for an address that cannot be taken apart; the text does not show it, for a password is in it.
+
+    The driver would find out at the first connection only, as a ValueError that may quote a piece of the password.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = None
+    if parts is None or "#" in url or "@" in parts.path or not all(map(_has_good_port, _hosts(parts.netloc))):
+        raise Fatal(
+            "TIDEGATE_DATABASE_URL: it is not postgresql://user:password@host:port/database; in the user and the password "
+            "write : / ? # [ ] @ and % as percent escapes, such as %23 for #"
+        ) from None
+
+
+def _hosts(netloc: str) -> list[str]:
+    return netloc.rpartition("@")[2].split(",")
+
+
+def _has_good_port(host: str) -> bool:
+    # An IPv6 address has its colons in brackets.
+    port = host.rpartition("]")[2].partition(":")[2]
+    return not port or (port.isascii() and port.isdigit() and 0 < int(port) < 65_536)
 
 
 @asynccontextmanager
@@ -180,6 +202,7 @@ async def connect(url: str, settings: DatabaseSettings, program: str) -> AsyncIt
 
     Raises Fatal when `url` is no address of a PostgreSQL database.
     """
+    check_address(url)
     with database_errors("use the database address"):
         pool = asyncpg.create_pool(
             url,

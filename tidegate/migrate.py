@@ -1,8 +1,9 @@
 """Bring a database to the schema of this release and this bubble, and write a bubble's next migration.
 
 Two alembic histories share one `env.py`: tidegate's own operational tables (`tidegate/migrations/versions`) and
-the bubble's entity tables (the folder `migrations` beside the bubble). Row-level security is not part of a
-history: it is derived from the entities and set anew after every upgrade, in the same transaction.
+the bubble's entity tables (the folder `migrations` beside the bubble). Row-level security and the rule which fields a
+live row must have are not part of a history: both are derived from the entities and set anew after every upgrade, in
+the same transaction.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from tidegate import access, access_sql, tables
 from tidegate.bubble import Bubble
+from tidegate.database import check_address
 from tidegate.errors import Fatal
 
 Result = TypeVar("Result")
@@ -90,6 +92,7 @@ def _run(url: str, work: Callable[[Connection], Result]) -> Result:
 
 
 async def _connected(url: str, work: Callable[[Connection], Result]) -> Result:
+    check_address(url)
     engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://", 1))
     try:
         async with engine.begin() as connection:
@@ -105,6 +108,8 @@ def _upgrade(connection: Connection, bubble: Bubble, folder: Path) -> list[Step]
     connection.exec_driver_sql(_LOCK)
     connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {tables.SCHEMA}")
     steps = _pending(connection, bubble, folder)
+    for shape in bubble.shapes:
+        connection.exec_driver_sql(tables.no_completeness(shape))
     for config in _configs(connection, bubble, folder):
         command.upgrade(config, "head")
     _check_tables(connection, bubble, folder)
@@ -119,6 +124,7 @@ def _access_statements(bubble: Bubble) -> Iterator[str]:
     yield from access.operational_grants()
     yield from access_sql.statements()
     for shape in bubble.shapes:
+        yield from tables.completeness(shape)
         yield from access.entity_access(shape)
 
 

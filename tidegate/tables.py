@@ -4,12 +4,13 @@ The worker writes them, alembic migrates them, the operator reads them. The API 
 (cold start); it makes its SELECTs from the same `EntityShape`.
 
 Columns that are tidegate's own start with an underscore, which no entity field can. Content columns are nullable
-because a tombstone may arrive before any content; a CHECK holds live rows to the entity's own rules.
+because a tombstone may arrive before any content; a CHECK holds live rows to the entity's own rules. It is no part of
+a bubble's migrations: alembic does not see its text change, so `tidegate.migrate` sets it anew at every upgrade.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -54,16 +55,25 @@ def entity_table(shape: EntityShape, metadata: sa.MetaData) -> sa.Table:
         sa.Column("_occurred_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("_projected_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
     ]
+    return sa.Table(shape.table, metadata, *content, *own, *_reader_indexes(shape))
+
+
+def completeness(shape: EntityShape) -> Iterator[str]:
+    """The SQL that holds live rows to the fields that the entity requires now.
+
+    NOT VALID: it judges what is written from now on. Rows from before a field was added stay until the poller's
+    next translation of them; to check them here would let no such release start.
+    """
     required = [field.name for field in shape.fields if not field.nullable and field != shape.key]
-    complete = " AND ".join(f'"{name}" IS NOT NULL' for name in required) or "true"
-    return sa.Table(
-        shape.table,
-        metadata,
-        *content,
-        *own,
-        sa.CheckConstraint(f'"_deleted" OR ({complete})', name=f"{shape.table}_complete"),
-        *_reader_indexes(shape),
-    )
+    if required:
+        complete = " AND ".join(f'"{field}" IS NOT NULL' for field in required)
+        name = f'"{shape.table}_complete"'
+        yield f'ALTER TABLE "{shape.table}" ADD CONSTRAINT {name} CHECK ("_deleted" OR ({complete})) NOT VALID'
+
+
+def no_completeness(shape: EntityShape) -> str:
+    """Takes that rule away, to run before the table is migrated and looked at."""
+    return f'ALTER TABLE IF EXISTS "{shape.table}" DROP CONSTRAINT IF EXISTS "{shape.table}_complete"'
 
 
 def _reader_indexes(shape: EntityShape) -> Iterable[sa.Index]:
@@ -127,6 +137,15 @@ dead_letter = sa.Table(
     sa.Column("attempts", sa.BigInteger(), nullable=False, server_default="1"),
     sa.Column("first_seen_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
     sa.Column("last_seen_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    # Arrays compare element by element, as versions do.
+    sa.Column("version", sa.ARRAY(sa.BigInteger()), nullable=True),
+    sa.Column("observed_at", sa.DateTime(timezone=True), nullable=True),
+    # Open while NULL. Set by the worker when a newer version of the row is there, or by a person.
+    sa.Column("resolved_at", sa.DateTime(timezone=True), nullable=True),
     sa.UniqueConstraint("stream", "shard_id", "sequence_number", "sub_sequence", name="dead_letter_position_key"),
-    comment="Records that could not be handled, whole, with the reason.",
+    sa.Index(
+        "dead_letter_open_key", "entity", "key", postgresql_where=sa.text("resolved_at IS NULL AND key IS NOT NULL")
+    ),
+    sa.Index("dead_letter_open_source", "source", "reason", postgresql_where=sa.text("resolved_at IS NULL")),
+    comment="Records that could not be handled, whole, with the reason. Open ones make answers incomplete.",
 )

@@ -1,9 +1,9 @@
 """The sink on Aurora PostgreSQL: one transaction for each batch, guarded by versions and by the lease counter.
 
 The order inside the transaction: the fence (which locks the shard's row, so that two writers of one shard queue
-up), the rows of each entity sorted by key, the watermarks, the dead letters. First everything is tried at once.
-Only when the database rejects a value is the batch written again, this time with savepoints: halves of halves,
-until the rows at fault stand alone and are filed.
+up), the rows of each entity sorted by key, the watermarks, the dead letters, and those letters that the rows make
+good. First everything is tried at once. Only when the database rejects a value is the batch written again, this time
+with savepoints: halves of halves, until the rows at fault stand alone and are filed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class AuroraSink:
         async with self._database.transaction("look at the tables") as connection:
             for prepared in self._statements.values():
                 await connection.prepare(prepared.upsert)
-            for text in (statements.FENCE, statements.MARKS, statements.FILE):
+            for text in (statements.FENCE, statements.MARKS, statements.FILE, statements.RESOLVE):
                 await connection.prepare(text)
 
     async def register(
@@ -89,7 +89,7 @@ class AuroraSink:
 
     async def _write(self, batch: Batch, counter: int, *, careful: bool) -> WriteResult:
         async with self._database.transaction(f"write a batch of {batch.shard_id}") as connection:
-            await self._fence(connection, batch, counter)
+            has_open = await self._fence(connection, batch, counter)
             projection = _Projection(connection, self._statements, careful=careful)
             result = await projection.write(batch.changes)
             if marks := newest_marks(batch.marks):
@@ -97,16 +97,21 @@ class AuroraSink:
                 await connection.execute(statements.MARKS, self._stream, batch.shard_id, list(marks), as_of)
             letters = [*batch.dead, *projection.refused]
             await self._file(connection, self._stream, batch.shard_id, letters)
+            if projection.written and (has_open or letters):
+                given = statements.resolving(projection.written)
+                await connection.execute(statements.RESOLVE, self._stream, *given)
         return result._replace(rejected=len(batch.dead) + len(projection.refused))
 
-    async def _fence(self, connection: Connection, batch: Batch, counter: int) -> None:
-        done = await connection.execute(
+    async def _fence(self, connection: Connection, batch: Batch, counter: int) -> bool:
+        """Whether there are open dead letters that a change could resolve."""
+        has_open: bool | None = await connection.fetchval(
             statements.FENCE, self._stream, batch.shard_id, batch.last.sequence, batch.last.sub, counter
         )
-        if done != "UPDATE 1":
+        if has_open is None:
             raise Superseded(
                 f"shard {batch.shard_id} is fenced: a newer holder than counter {counter} wrote or ended it"
             )
+        return has_open
 
     async def _lock(self, connection: Connection, shard_id: str, counter: int) -> bool:
         """False when the shard is ended already; Superseded when a newer holder wrote to it."""
@@ -117,13 +122,17 @@ class AuroraSink:
 
 
 class _Projection:
-    """The entity tables' part of one transaction. `refused` holds what the database rejects, when `careful`."""
+    """The entity tables' part of one transaction.
+
+    `written` are the changes that the tables took or had already, `refused` what the database rejects, when `careful`.
+    """
 
     def __init__(self, connection: Connection, prepared: dict[str, EntityStatements], *, careful: bool) -> None:
         self._connection = connection
         self._statements = prepared
         self._careful = careful
         self._result = WriteResult()
+        self.written: list[Change] = []
         self.refused: list[DeadLetter] = []
 
     async def write(self, changes: Sequence[Change]) -> WriteResult:
@@ -168,6 +177,7 @@ class _Projection:
             rest = [change for change in changes if change.key not in keys]
             same = int(await self._connection.fetchval(prepared.same, *prepared.versions(rest)))
             unchanged, stale = unchanged + same, len(rest) - same
+        self.written += changes
         self._count(applied=applied, unchanged=unchanged, stale=stale)
 
     def _count(self, *, applied: int = 0, unchanged: int = 0, stale: int = 0, coalesced: int = 0) -> None:

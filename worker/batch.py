@@ -7,11 +7,12 @@ table sees the newest version of each key, because one ON CONFLICT statement may
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from msgspec import Struct
 
-from tidegate.event import ChangeEvent, EntityKey, Watermark
+from tidegate.event import ChangeEvent, EntityKey, Version, Watermark
 
 
 class Position(NamedTuple):
@@ -39,7 +40,11 @@ class Mark(Struct, frozen=True):
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
-    """A record that cannot be handled, whole. `stage` is where it failed, `reason` a stable word."""
+    """A record that cannot be handled, whole. `stage` is where it failed, `reason` a stable word.
+
+    `version` is that of a change; a row that the poller could not translate has none, only `observed_at`. By them a
+    later change of the key is told from a replay of an earlier one.
+    """
 
     position: Position
     stage: str
@@ -50,6 +55,8 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     key: str | None = None
     source: str | None = None
     event_id: str | None = None
+    version: Version | None = None
+    observed_at: datetime | None = None
 
 
 Item = Change | Mark | DeadLetter
@@ -63,7 +70,6 @@ class Batch(Struct, frozen=True, kw_only=True):
     changes: tuple[Change, ...] = ()
     marks: tuple[Mark, ...] = ()
     dead: tuple[DeadLetter, ...] = ()
-    size_bytes: int = 0
 
     @property
     def delivered(self) -> int:
@@ -125,7 +131,6 @@ class BatchBuilder:
             changes=tuple(item for item in items if isinstance(item, Change)),
             marks=tuple(item for item in items if isinstance(item, Mark)),
             dead=tuple(item for item in items if isinstance(item, DeadLetter)),
-            size_bytes=self._size_bytes,
         )
         self._clear()
         return batch

@@ -23,7 +23,7 @@ from worker.dead_letter import Breaker
 from worker.decode import Decoder
 from worker.ports import Delivery, RecordReader, Sink
 from worker.settings import BatchSettings, ConsumerSettings
-from worker.shards import blocking_parents, children_of, lease_of, start_position
+from worker.shards import blocking_parents, children_of, gap_at_start, lease_of, start_position
 
 log = telemetry.get_logger(__name__)
 Result = TypeVar("Result")
@@ -73,6 +73,8 @@ class _Life:
         )
         self._builder = BatchBuilder(hold.key, limits)
         self._done: Position | None = None
+        self._reached = Position(0, 0)
+        self._expected: Position | None = None
         self._checkpointed_s = _now_s()
 
     async def run(self) -> None:
@@ -103,9 +105,22 @@ class _Life:
             state = await self._persist(lambda: self._sink.open(shard_id, self._hold.counter, higher), "open")
             if state.lease_counter > self._hold.counter:
                 raise Superseded(f"shard {shard_id} is fenced at counter {state.lease_counter}")
-        start = start_position(self._hold.lease.checkpoint, state.position)
-        log.info(telemetry.SHARD_OPENED, shard=shard_id, start=str(start), lease=str(self._hold.lease.checkpoint))
+        checkpoint = self._hold.lease.checkpoint
+        start = start_position(checkpoint, state.position)
+        log.info(telemetry.SHARD_OPENED, shard=shard_id, start=str(start), lease=str(checkpoint))
+        await self._judge_start(start, checkpoint, state.position)
         return start
+
+    async def _judge_start(self, start: Checkpoint, checkpoint: Checkpoint, stored: Position | None) -> None:
+        """Note at once what is missing for certain, and what the first record must prove."""
+        number = next((each for each in (start, checkpoint) if each.is_number), None)
+        if number is not None:
+            self._reached = Position(int(number.position), number.sub_sequence)
+        elif stored is not None:
+            # From the horizon, though the database has come further: the reader knows nothing of its position.
+            self._reached = self._expected = stored
+        if gap := gap_at_start(checkpoint, stored):
+            await self._note_gap(gap)
 
     async def _consume(self, ahead: _ReadAhead) -> Delivery | None:
         """Write what comes until the end; returns the shard's last delivery, or None when asked to stop."""
@@ -126,20 +141,29 @@ class _Life:
 
     async def _take(self, delivery: Delivery) -> None:
         """Decode the records one by one; a full batch is written before the next record is looked at."""
-        if delivery.gap is not None:
-            await self._note_gap(delivery.gap)
+        if gap := delivery.gap or self._overtaken(delivery):
+            await self._note_gap(gap)
         for record in delivery.records:
             item = self._shared.decoder.decode(record.position, record.data)
             self._builder.add(item, len(record.data), _now_s())
             if self._builder.is_full:
                 await self._write_rest()
 
+    def _overtaken(self, delivery: Delivery) -> str | None:
+        """A gap when the horizon lies beyond the position of the database. Judged once, by the first record."""
+        expected = self._expected
+        if expected is None or not (delivery.records or delivery.millis_behind == 0):
+            return None
+        self._expected = None
+        if delivery.records and delivery.records[0].position.sequence <= expected.sequence:
+            return None
+        return f"the stream begins after the position of the database, {expected.sequence}"
+
     async def _note_gap(self, gap: str) -> None:
         """Lost records are said loudly, counted, and filed at once, for perhaps no other record follows."""
         telemetry.GAPS.inc()
         log.error(telemetry.STREAM_GAP, shard=self._hold.key, gap=gap)
-        checkpoint = self._hold.lease.checkpoint
-        position = Position(int(checkpoint.position) if checkpoint.is_number else 0, -1)
+        position = Position(self._reached.sequence, -1)
         letter = DeadLetter(position=position, stage="read", reason="gap", message=gap, payload=b"")
         await self._persist(lambda: self._sink.note(self._hold.key, self._hold.counter, letter), "file a gap")
 
@@ -151,7 +175,7 @@ class _Life:
         self._shared.breaker.note(batch.delivered, sum(letter.stage == "decode" for letter in batch.dead), _now_s())
         with telemetry.BATCH_SECONDS.time():
             await self._persist(lambda: self._write(batch), "write")
-        self._done = batch.last
+        self._done = self._reached = batch.last
 
     async def _write(self, batch: Batch) -> None:
         result = await self._sink.write(batch, self._hold.counter)

@@ -17,6 +17,9 @@ from worker.batch import DeadLetter
 from worker.settings import RejectSettings
 
 _MESSAGE_CHARACTERS = 2_000
+# Words and names stand in indexes of two columns, whose entries hold about 2,700 bytes. Real ones are far shorter.
+_WORD_CHARACTERS = 100
+_NAME_CHARACTERS = 512
 
 
 async def file(connection: Connection, stream: str, shard_id: str, letters: Sequence[DeadLetter]) -> None:
@@ -29,24 +32,26 @@ async def file(connection: Connection, stream: str, shard_id: str, letters: Sequ
         shard_id,
         [letter.position.sequence for letter in letters],
         [letter.position.sub for letter in letters],
-        [_text(letter.stage) for letter in letters],
-        [_text(letter.reason) for letter in letters],
+        [_text(letter.stage, _WORD_CHARACTERS) for letter in letters],
+        [_text(letter.reason, _WORD_CHARACTERS) for letter in letters],
         [_text(letter.message) for letter in letters],
-        [_text_or_none(letter.entity) for letter in letters],
-        [_text_or_none(letter.key) for letter in letters],
-        [_text_or_none(letter.source) for letter in letters],
-        [_text_or_none(letter.event_id) for letter in letters],
+        [_name(letter.entity, _WORD_CHARACTERS) for letter in letters],
+        [_name(letter.key) for letter in letters],
+        [_name(letter.source) for letter in letters],
+        [_name(letter.event_id) for letter in letters],
         [letter.payload for letter in letters],
+        [statements.version_text(letter.version) if letter.version else None for letter in letters],
+        [letter.observed_at for letter in letters],
     )
 
 
-def _text(text: str) -> str:
+def _text(text: str, characters: int = _MESSAGE_CHARACTERS) -> str:
     # PostgreSQL's text refuses NUL; the payload keeps the record as it was.
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:_MESSAGE_CHARACTERS]
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:characters]
 
 
-def _text_or_none(text: str | None) -> str | None:
-    return None if text is None else _text(text)
+def _name(text: str | None, characters: int = _NAME_CHARACTERS) -> str | None:
+    return None if text is None else _text(text, characters)
 
 
 class Breaker:

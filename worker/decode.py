@@ -7,7 +7,7 @@ stands alone. What only the database can judge (a number out of range, a NUL in 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -52,8 +52,9 @@ class Decoder:
             return _quarantined(position, event)
         if event.key.entity not in self._classes:
             raise Rejected("unknown_entity", f"the bubble has no entity {event.key.entity!r}")
-        if event.occurred_at.tzinfo is None:
-            raise Rejected("invalid", "the event's time has no offset from UTC")
+        for name, time in (("time", event.occurred_at), ("tidegateobserved", event.observed_at)):
+            if fault := _time_fault(time):
+                raise Rejected("invalid", f"the event's {name}: {fault}")
         cls, columns = self._classes[event.key.entity]
         if event.payload is None:
             return Change(position, event, columns.key(event.key.key), None, data)
@@ -74,6 +75,7 @@ def rejected(position: Position, event: StreamEvent, data: bytes, *, stage: str,
         key=key.key if key else None,
         source=event.source,
         event_id=event.event_id,
+        version=event.version if isinstance(event, ChangeEvent) else None,
     )
 
 
@@ -89,13 +91,14 @@ def _quarantined(position: Position, event: QuarantineRecord) -> DeadLetter:
         key=event.key,
         source=event.source,
         event_id=event.event_id,
+        observed_at=None if _time_fault(event.observed_at) else event.observed_at,
     )
 
 
 def _checked(event: Watermark) -> Watermark:
     """A watermark that the database would refuse must not take the batch with it."""
-    if event.as_of.tzinfo is None:
-        raise Rejected("invalid", "the watermark's time has no offset from UTC")
+    if fault := _time_fault(event.as_of):
+        raise Rejected("invalid", f"the watermark's time: {fault}")
     if "\0" in event.source or len(event.source) > _SOURCE_CHARACTERS:
         raise Rejected("invalid", "the watermark's source is no usable name")
     return event
@@ -119,7 +122,7 @@ class _Columns:
         """The fields in order. Raises Rejected (`invalid`) when the payload is not the entity's."""
         try:
             entity = msgspec.convert(event.payload, cls)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, RecursionError) as error:
             raise Rejected("invalid", f"{event.key.entity}: {error}") from error
         values = list(msgspec.structs.astuple(entity))
         for index in self._enums:
@@ -136,9 +139,8 @@ class _Columns:
 
 def _fault(value: Any) -> str | None:
     """What is wrong with a value that the driver would silently store as another one."""
-    if isinstance(value, datetime) and value.tzinfo is None:
-        # It would be taken for this machine's local time.
-        return "a time without offset from UTC"
+    if isinstance(value, datetime):
+        return _time_fault(value)
     if isinstance(value, Decimal):
         # PostgreSQL's own limits; beyond them the driver's digit count wraps around and it stores 0.
         exponent = value.as_tuple().exponent
@@ -146,6 +148,17 @@ def _fault(value: Any) -> str | None:
             return f"{value} is no number"
         if value.adjusted() >= _NUMERIC_DIGITS or exponent < -_NUMERIC_DECIMALS:
             return "more digits than the database can hold"
+    return None
+
+
+def _time_fault(time: datetime) -> str | None:
+    if time.tzinfo is None:
+        # It would be taken for this machine's local time.
+        return "a time without offset from UTC"
+    try:
+        time.astimezone(UTC)
+    except OverflowError:
+        return "a time that in UTC is outside of the years 1 to 9999"
     return None
 
 

@@ -17,23 +17,21 @@ from worker.shards import Shard
 
 
 class Record(NamedTuple):
-    """One user record, taken out of its aggregate. `arrival_s`: when Kinesis accepted it, seconds since 1970."""
+    """One user record, taken out of its aggregate."""
 
     position: Position
     data: bytes
-    arrival_s: float
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
     """What one read brought.
 
     millis_behind  distance from the tip after these records; 0 is the tip
-    gap            a text when records were lost before these: the checkpoint was trimmed from the stream
+    gap            a text when records may be lost before these: what was read last is trimmed from the stream
     is_end         the shard is closed and these were its last records; `child_ids` may be empty even so
     """
 
     records: tuple[Record, ...]
-    size_bytes: int
     millis_behind: int
     gap: str | None = None
     is_end: bool = False
@@ -99,7 +97,7 @@ class Sink(Protocol):
         ...
 
     async def write(self, batch: Batch, counter: int) -> WriteResult:
-        """Write all of the batch, or nothing."""
+        """Write all of the batch, or nothing. Rows that are newer than an open dead letter of their key close it."""
         ...
 
     async def note(self, shard_id: str, counter: int, letter: DeadLetter) -> None:

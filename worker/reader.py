@@ -5,7 +5,8 @@ shard is behind, except for Kinesis' five calls a second; at the tip about a qua
 
 Resuming asks for the checkpoint's own record again (AT_SEQUENCE_NUMBER) and drops what is at or before the
 checkpoint: AFTER_SEQUENCE_NUMBER would lose the rest of a half-done aggregate. The record's absence shows that
-the stream has trimmed it, and perhaps others that were never read: that is reported as a gap.
+the stream has trimmed it, and perhaps others that were never read: that is reported as a gap. The same holds when
+an iterator has expired and reading goes on from the last record delivered.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class KinesisReader:
                 await reading.pause(page)
         except _ShardGone:
             gap = f"{shard_id} is not in the stream any more; what was after {start} is lost"
-            yield Delivery(records=(), size_bytes=0, millis_behind=0, gap=gap, is_end=True)
+            yield Delivery(records=(), millis_behind=0, gap=gap, is_end=True)
 
 
 class _ShardGone(Exception):
@@ -123,6 +124,8 @@ class _ShardReading:
                 if error_code(error) == _EXPIRED:
                     telemetry.ITERATORS_EXPIRED.inc()
                     self._iterator = None
+                    # Whoever waited so long may find that the stream trimmed what came next.
+                    self._resumed = self._last is None
                     continue
                 telemetry.READS_RETRIED.labels(error_code(error) or "connection").inc()
                 log.warning(telemetry.READ_FAILED, shard=self._shard_id, tried=tried + 1, error=str(error))
@@ -184,13 +187,11 @@ class _ShardReading:
             if fresh:
                 records += fresh
                 self._last = fresh[-1].position
-        size_bytes = sum(len(record.data) for record in page.records)
         telemetry.RECORDS_READ.inc(len(records))
-        telemetry.BYTES_READ.inc(size_bytes)
+        telemetry.BYTES_READ.inc(sum(len(record.data) for record in page.records))
         telemetry.MILLIS_BEHIND.labels(self._shard_id).set(page.millis_behind_latest)
         return Delivery(
             records=tuple(records),
-            size_bytes=size_bytes,
             millis_behind=page.millis_behind_latest,
             gap=gap,
             is_end=page.next_iterator is None,
@@ -198,18 +199,19 @@ class _ShardReading:
         )
 
     def _gap(self, page: RecordsPage) -> str | None:
-        """Judged once, by the first record there is (or by there being none up to the tip)."""
+        """Judged once for each place that reading goes on from: by its first record, or by none up to the tip."""
         if self._resumed or self._last is None:
             return None
+        known = f"what was read last, {self._last.sequence}"
         if page.records:
             self._resumed = True
             if int(page.records[0].sequence_number) == self._last.sequence:
                 return None
-            return f"the stream begins at {page.records[0].sequence_number}, after the checkpoint {self._start}"
+            return f"the stream begins at {page.records[0].sequence_number}, after {known}"
         if page.millis_behind_latest and page.next_iterator is not None:
             return None
         self._resumed = True
-        return f"the stream holds nothing from the checkpoint {self._start} on, not even its record"
+        return f"the stream holds nothing from {known}, on: not even that record"
 
     async def pause(self, page: RecordsPage) -> None:
         """At the tip wait, counted from the last call; behind it not at all."""
@@ -224,13 +226,13 @@ def _user_records(record: KinesisRecord, hash_range: HashRange | None) -> Iterat
     sequence = int(record.sequence_number)
     inner = kpl.split(record.data)
     if inner is None:
-        yield Record(Position(sequence, 0), record.data, record.arrival)
+        yield Record(Position(sequence, 0), record.data)
         return
     for sub, user_record in enumerate(inner):
         if hash_range is not None and user_record.hash_key not in hash_range:
             # Aggregated before a reshard: it belongs to a sister, but only here will anybody see it.
             telemetry.RECORDS_OUTSIDE.inc()
-        yield Record(Position(sequence, sub), user_record.data, record.arrival)
+        yield Record(Position(sequence, sub), user_record.data)
 
 
 def _now_s() -> float:

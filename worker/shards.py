@@ -130,6 +130,17 @@ def blocking_parents(child: Shard, shards: Iterable[Shard], leased: Collection[s
     return frozenset(parent for parent in child.parent_ids if parent in listed and parent not in leased)
 
 
+def gap_at_start(checkpoint: Checkpoint, stored: Position | None) -> str | None:
+    """What to say when the lease has come somewhere and the database holds nothing of it.
+
+    The database is new, or was restored to a time before the shard. What the stream still has is read again; what it
+    has trimmed nobody will deliver, and how much that is cannot be told from the stream.
+    """
+    if checkpoint.is_number and stored is None:
+        return f"the lease is at {checkpoint} and the database knows no position: what the stream trimmed is not in it"
+    return None
+
+
 def start_position(checkpoint: Checkpoint, stored: Position | None) -> Checkpoint:
     """Where to read from: the older of the lease's checkpoint and the position that the database holds.
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tidegate.entity import EntityShape, Kind
-from tidegate.event import Operation
+from tidegate.event import Operation, Version
 from tidegate.tables import VERSION_COLUMNS
 from worker.batch import Change
 
@@ -98,6 +98,24 @@ def _same(shape: EntityShape) -> str:
     )
 
 
+def version_text(version: Version) -> str:
+    """A version as an array of PostgreSQL, which compares arrays as we compare versions. For FILE and RESOLVE."""
+    return "{" + ",".join(map(str, version)) + "}"
+
+
+def resolving(changes: Sequence[Change]) -> list[list[Any]]:
+    """The arguments of RESOLVE after the stream."""
+    events = [change.event for change in changes]
+    return [
+        [event.key.entity for event in events],
+        [event.key.key for event in events],
+        [version_text(event.version) for event in events],
+        [event.observed_at for event in events],
+        [change.position.sequence for change in changes],
+        [change.position.sub for change in changes],
+    ]
+
+
 def _list(names: Sequence[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
@@ -156,14 +174,19 @@ SET (sequence_number, sub_sequence) = (
         ORDER BY p.sequence_number DESC, p.sub_sequence DESC LIMIT 1),
     lease_counter = $5, committed_at = now()
 WHERE stream = $1 AND shard_id = $2 AND lease_counter <= $5
+RETURNING EXISTS (SELECT FROM tidegate.dead_letter WHERE resolved_at IS NULL AND key IS NOT NULL)
 """
-"""$3, $4 the batch's last position, $5 my counter. The position never falls: a replay does not undo what is done."""
+"""$3, $4 the batch's last position, $5 my counter. The position never falls: a replay does not undo what is done.
+
+Answers whether a later change could resolve any letter; nothing when a newer holder has the shard, or it ended.
+"""
 
 MARKS = """
 INSERT INTO tidegate.watermark AS stored (stream, shard_id, source, as_of)
-SELECT $1, $2, * FROM unnest($3::text[], $4::timestamptz[])
+SELECT $1, $2, source, least(as_of, now()) FROM unnest($3::text[], $4::timestamptz[]) AS given (source, as_of)
 ON CONFLICT (stream, shard_id, source) DO UPDATE SET as_of = excluded.as_of WHERE stored.as_of < excluded.as_of
 """
+"""Nothing is fresher than now: a back office whose clock ran ahead must not look fresh for as long afterwards."""
 
 LOCK_SHARD = """
 SELECT lease_counter FROM tidegate.shard WHERE stream = $1 AND shard_id = $2 FOR UPDATE
@@ -182,10 +205,31 @@ DELETE FROM tidegate.shard WHERE stream = $1 AND shard_id = $2
 
 FILE = """
 INSERT INTO tidegate.dead_letter AS stored
-    (stream, shard_id, sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id, payload)
-SELECT $1, $2, * FROM unnest($3::numeric[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-                             $10::text[], $11::text[], $12::bytea[])
+    (stream, shard_id, sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id, payload,
+     version, observed_at)
+SELECT $1, $2, sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id, payload,
+       version::bigint[], observed_at
+FROM unnest($3::numeric[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
+            $11::text[], $12::bytea[], $13::text[], $14::timestamptz[])
+     AS given (sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id, payload,
+               version, observed_at)
 ON CONFLICT (stream, shard_id, sequence_number, sub_sequence) DO UPDATE
 SET attempts = stored.attempts + 1, last_seen_at = now(), stage = excluded.stage, reason = excluded.reason,
     message = excluded.message
+"""
+"""A letter that was resolved stays so: what is filed once more was replaced before, or judged by a person."""
+
+RESOLVE = """
+UPDATE tidegate.dead_letter AS letter SET resolved_at = now()
+FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::numeric[], $7::bigint[])
+     AS given (entity, key, version, observed_at, sequence_number, sub_sequence)
+WHERE letter.resolved_at IS NULL AND letter.entity = given.entity AND letter.key = given.key
+AND CASE WHEN letter.version IS NOT NULL THEN letter.version <= given.version::bigint[]
+         ELSE letter.stream = $1 AND letter.observed_at <= given.observed_at
+              AND (letter.sequence_number, letter.sub_sequence) < (given.sequence_number, given.sub_sequence) END
+"""
+"""A row that was written closes the letters of its key that are not newer.
+
+A row that the poller could not translate has no version. It is older than a change that was read no earlier (which a
+belated poller's was) and stands later in the stream (which a replayed one does not).
 """

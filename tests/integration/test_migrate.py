@@ -22,6 +22,26 @@ class Thing(Entity):
     order: str
 
 
+class RelaxedThing(Entity):
+    """The same table: the order may be missing now."""
+
+    meta = Meta(collection="things", key="number", readers=(Reader(EVERYONE),))
+    number: int
+    order: str | None
+
+
+class StricterThing(RelaxedThing):
+    """The same table once more, with a field that every row must have from now on."""
+
+    colour: str
+
+
+INSERT_THING = (
+    'INSERT INTO things (number, "order", _generation, _source_version, _epoch, _read, _translation, _deleted, '
+    "_event_id, _occurred_at) VALUES ($1, $2, 0, 0, 0, 0, 1, $3, 'e', now())"
+)
+
+
 @pytest.fixture
 async def postgres(tmp_path: Path) -> AsyncIterator[Postgres]:
     async with Postgres(tmp_path / "postgres") as server:
@@ -68,18 +88,64 @@ async def test_a_tombstone_needs_no_content_and_a_live_row_needs_all(postgres: P
     things = Bubble(name="things", entities=(Thing,), sources=())
     migrate.generate(things, tmp_path / "migrations", "first tables")
     await upgrade(postgres, things, tmp_path / "migrations")
-    insert = (
-        'INSERT INTO things (number, "order", _generation, _source_version, _epoch, _read, _translation, _deleted, '
-        "_event_id, _occurred_at) VALUES ($1, $2, 0, 0, 0, 0, 1, $3, 'e', now())"
-    )
     connection = await asyncpg.connect(postgres.dsn)
     try:
-        await connection.execute(insert, 1, None, True)
-        await connection.execute(insert, 2, "second", False)
+        await connection.execute(INSERT_THING, 1, None, True)
+        await connection.execute(INSERT_THING, 2, "second", False)
         with pytest.raises(asyncpg.CheckViolationError):
-            await connection.execute(insert, 3, None, False)
+            await connection.execute(INSERT_THING, 3, None, False)
     finally:
         await connection.close()
+
+
+async def test_which_fields_a_live_row_needs_follows_the_entity_and_old_rows_stay(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    folder = tmp_path / "migrations"
+    first, second, third = (
+        Bubble(name="things", entities=(entity,), sources=()) for entity in (Thing, RelaxedThing, StricterThing)
+    )
+    migrate.generate(first, folder, "first tables")
+    assert "_complete" not in (folder / "0001_first_tables.py").read_text()
+    await upgrade(postgres, first, folder)
+    connection = await asyncpg.connect(postgres.dsn)
+    try:
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute(INSERT_THING, 1, None, False)
+        assert migrate.generate(second, folder, "nothing to write") is None
+        await upgrade(postgres, second, folder)
+        await connection.execute(INSERT_THING, 1, None, False)
+        assert migrate.generate(third, folder, "a colour") is not None
+        await upgrade(postgres, third, folder)
+        with pytest.raises(asyncpg.CheckViolationError, match="things_complete"):
+            await connection.execute(INSERT_THING, 2, "second", False)
+        await connection.execute("UPDATE things SET colour = 'red'")
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute("UPDATE things SET colour = NULL")
+        assert await upgrade(postgres, third, folder) == []
+    finally:
+        await connection.close()
+
+
+async def test_an_operator_may_resolve_a_dead_letter_and_change_nothing_else(postgres: Postgres) -> None:
+    await upgrade(postgres, bubble.load("examples.parcels.bubble"), Path("examples/parcels/migrations"))
+    connection = await asyncpg.connect(postgres.dsn)
+    try:
+        await connection.execute(f"SET ROLE {access.OPERATOR}")
+        await connection.execute("UPDATE tidegate.dead_letter SET resolved_at = now() WHERE resolved_at IS NULL")
+        for forbidden in ("UPDATE tidegate.dead_letter SET source = 'x'", "DELETE FROM tidegate.dead_letter"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(forbidden)
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("address", ["postgresql://owner:gehe#im@127.0.0.1/db", "postgresql://owner:gehe@h:im/db"])
+def test_an_address_that_cannot_be_read_is_one_clear_text_without_the_password(address: str, tmp_path: Path) -> None:
+    things = Bubble(name="things", entities=(Thing,), sources=())
+    with pytest.raises(Fatal, match="percent escapes") as caught:
+        migrate.upgrade(address, things, tmp_path)
+    assert "gehe" not in str(caught.value)
 
 
 async def test_an_entity_without_its_migration_is_refused(postgres: Postgres, tmp_path: Path) -> None:

@@ -192,6 +192,28 @@ async def test_a_trimmed_checkpoint_is_a_gap(
         assert texts(found) == (["later"] if comes_later else [])
 
 
+@pytest.mark.parametrize("is_trimmed", [True, False])
+async def test_an_expired_iterator_at_a_trimmed_position_is_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_trimmed: bool
+) -> None:
+    """The database kept the reader waiting for longer than the stream keeps its records."""
+    async with server(tmp_path, monkeypatch) as kinesis:
+        [first, *_] = await kinesis.put("first")
+        seen: list[Delivery] = []
+        async with asyncio.timeout(10), aclosing(kinesis.reader.read(SHARD, TRIM_HORIZON)) as deliveries:
+            while not records(seen):
+                seen.append(await anext(deliveries))
+            await kinesis.put("between")
+            kinesis.clock.ahead_ms = (25 if is_trimmed else 1) * 3600 * 1000
+            await kinesis.put("later")
+            while texts(seen)[-1] != "later":
+                seen.append(await anext(deliveries))
+        gaps = [delivery.gap for delivery in seen if delivery.gap]
+        assert texts(seen) == (["first", "later"] if is_trimmed else ["first", "between", "later"])
+        assert len(gaps) == int(is_trimmed)
+        assert all(str(first) in gap for gap in gaps)
+
+
 async def test_a_shard_that_the_stream_forgot_ends_with_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with server(tmp_path, monkeypatch) as kinesis:
         async with asyncio.timeout(5):

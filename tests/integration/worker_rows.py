@@ -13,13 +13,23 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tidegate import codec, tables
+from tidegate import access, codec, tables
 from tidegate.entity import EVERYONE, Entity, Meta, Reader, describe
-from tidegate.event import Cause, ChangeEvent, EntityKey, Operation, Version, Watermark
+from tidegate.event import (
+    Cause,
+    ChangeEvent,
+    EntityKey,
+    Operation,
+    QuarantineRecord,
+    StreamEvent,
+    Version,
+    Watermark,
+)
 from worker.batch import Batch, BatchBuilder, BatchLimits, Position
 from worker.decode import Decoder
 
-NOW = datetime(2026, 11, 21, 6, 0, tzinfo=UTC)
+# Long ago on any machine: no watermark is later than the clock of the database.
+NOW = datetime(2024, 11, 21, 6, 0, tzinfo=UTC)
 
 
 class Colour(enum.Enum):
@@ -84,7 +94,15 @@ def watermark(as_of: datetime, source: str = "gadgets") -> Watermark:
     return Watermark(event_id=f"{source}-{as_of.timestamp()}", source=source, as_of=as_of)
 
 
-def batch(*events: ChangeEvent | Watermark | bytes, shard_id: str = "shard-0", first: int = 1) -> Batch:
+def quarantined(key: str | None, *, observed_at: datetime = NOW, source: str = "gadgets") -> QuarantineRecord:
+    """A row of the back office that the poller could not translate."""
+    return QuarantineRecord(
+        event_id="q", source=source, entity="gadget", stage="translate", reason="invalid", message="why", raw=b"row",
+        observed_at=observed_at, key=key,
+    )  # fmt: skip
+
+
+def batch(*events: StreamEvent | bytes, shard_id: str = "shard-0", first: int = 1) -> Batch:
     """The events as the consumer would batch them; bytes are records as they are."""
     builder = BatchBuilder(shard_id, BatchLimits(max_records=10_000, max_bytes=10**9, max_age_s=1))
     for number, event in zip(itertools.count(first), events, strict=False):
@@ -100,6 +118,9 @@ async def create_tables(dsn: str) -> None:
         await connection.execute(sa.text(f"CREATE SCHEMA {tables.SCHEMA}"))
         await connection.run_sync(tables.operational.create_all)
         await connection.run_sync(tables.entity_metadata(SHAPES).create_all)
+        for statement in (each for shape in SHAPES for each in tables.completeness(shape)):
+            await connection.execute(sa.text(statement))
+        await connection.execute(sa.text(access.DATA_AS_OF))
     await engine.dispose()
 
 

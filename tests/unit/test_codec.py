@@ -76,6 +76,9 @@ GOOD: dict[str, Any] = {
         ({"subject": None}, "undecodable"),
         ({"tidegateversion": "0.1.2.3"}, "undecodable"),
         ({"tidegateversion": "0.1.2.3.-4"}, "undecodable"),
+        ({"tidegateversion": "0.1.2.3.9223372036854775808"}, "undecodable"),
+        ({"tidegateversion": "0.1.2.3.4\n"}, "undecodable"),
+        ({"tidegateversion": "0.1.2.3.٤"}, "undecodable"),
         ({"tidegatecause": "rumour"}, "undecodable"),
         ({"data": None}, "undecodable"),
         ({"type": "tidegate.thing.delete"}, "undecodable"),
@@ -87,6 +90,28 @@ def test_what_is_not_an_event_is_rejected(change: dict[str, Any], reason: str) -
     with pytest.raises(Rejected) as caught:
         codec.decode(msgspec.json.encode(GOOD | change))
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("name", ["entity", "stage", "reason", "message", "raw_base64"])
+@pytest.mark.parametrize("value", [None, 5, [], {"a": 1}, "a\u00e9"])
+def test_a_quarantine_record_has_texts_for_its_parts(name: str, value: Any) -> None:
+    parts = {"entity": "thing", "stage": "translate", "reason": "invalid", "message": "why", "raw_base64": "aGk="}
+    record = msgspec.json.encode(GOOD | {"type": "tidegate.quarantine", "data": parts | {name: value}})
+    if isinstance(value, str) and name != "raw_base64":
+        assert isinstance(codec.decode(record), QuarantineRecord)
+        return
+    with pytest.raises(Rejected) as caught:
+        codec.decode(record)
+    assert caught.value.reason == "undecodable"
+
+
+@pytest.mark.parametrize("place", ["data", "other"])
+def test_arrays_in_arrays_without_end_are_rejected(place: str) -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    record = msgspec.json.encode(GOOD | {place: {"a": "HERE"}}).replace(b'"HERE"', deep)
+    with pytest.raises(Rejected) as caught:
+        codec.decode(record)
+    assert caught.value.reason == "undecodable"
 
 
 @given(st.binary(max_size=60))

@@ -28,9 +28,9 @@ CHILDREN = [
 
 
 def delivery(*numbers: int, behind: int = 0, end: bool = False, gap: str | None = None) -> Delivery:
-    records = tuple(Record(Position(number, 0), b"not an event", 0.0) for number in numbers)
+    records = tuple(Record(Position(number, 0), b"not an event") for number in numbers)
     child_ids = tuple(child.id for child in CHILDREN) if end else ()
-    return Delivery(records=records, size_bytes=10, millis_behind=behind, is_end=end, child_ids=child_ids, gap=gap)
+    return Delivery(records=records, millis_behind=behind, is_end=end, child_ids=child_ids, gap=gap)
 
 
 class ScriptedReader:
@@ -283,6 +283,35 @@ async def test_a_gap_is_filed_at_the_checkpoint_before_anything_else() -> None:
         await until(lambda: made.checkpoint == at("9"))
     [note] = made.sink.notes
     assert (note.position, note.stage, note.reason, note.message) == (Position(5, -1), "read", "gap", "trimmed")
+
+
+async def test_a_database_that_knows_nothing_of_the_shard_misses_what_was_trimmed() -> None:
+    made = await world(ScriptedReader(delivery(900)), MemorySink(), at("500"))
+    async with working(made):
+        await until(lambda: made.checkpoint == at("900"))
+    assert made.reader.start == TRIM_HORIZON
+    [note] = made.sink.notes
+    assert (note.position, note.stage, note.reason) == (Position(500, -1), "read", "gap")
+    assert "500" in note.message
+
+
+@pytest.mark.parametrize(("first", "gaps"), [(4, 0), (5, 0), (9, 1), (None, 1)])
+async def test_from_the_horizon_the_position_of_the_database_must_be_there(first: int | None, gaps: int) -> None:
+    deliveries = [delivery(behind=7), delivery() if first is None else delivery(first), delivery(20), delivery(30)]
+    made = await world(ScriptedReader(*deliveries), MemorySink(Position(5, 2)), TRIM_HORIZON)
+    async with working(made):
+        await until(lambda: made.checkpoint == at("30"))
+    assert made.reader.start == TRIM_HORIZON
+    assert [note.position for note in made.sink.notes] == [Position(5, -1)] * gaps
+
+
+async def test_two_gaps_of_one_life_are_two_letters() -> None:
+    deliveries = [delivery(9, gap="one"), delivery(20, gap="another")]
+    never = ConsumerSettings(checkpoint_interval_ms=3_600_000)
+    made = await world(ScriptedReader(*deliveries), MemorySink(Position(5, 0)), at("5"), settings=never)
+    async with working(made):
+        await until(lambda: made.sink.positions == [9, 20])
+    assert [note.position for note in made.sink.notes] == [Position(5, -1), Position(9, -1)]
 
 
 async def test_a_restored_database_is_caught_up_and_the_lease_does_not_go_back() -> None:

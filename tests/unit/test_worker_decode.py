@@ -44,6 +44,13 @@ DECODER = Decoder((Box, Label))
 GOOD: dict[str, Any] = {"number": 5, "size": "S", "price": "1.20", "packed_at": "2026-11-21T00:00:00Z"}
 
 
+UNUSABLE_TIMES = [b"2026-11-21T00:00:00", b"0001-01-01T00:00:00+14:00", b"9999-12-31T23:59:59-14:00"]
+QUARANTINED = QuarantineRecord(
+    event_id="q", source="boxes", entity="box", stage="translate", reason="invalid", message="why",
+    raw=b"\xff\x00 raw row", observed_at=NOW, key="5",
+)  # fmt: skip
+
+
 def event(
     payload: dict[str, Any] | None, key: str = "5", entity: str = "box", occurred_at: datetime = NOW
 ) -> ChangeEvent:
@@ -111,11 +118,26 @@ def test_an_entity_the_bubble_does_not_know_is_filed() -> None:
     assert found.reason == "unknown_entity"
 
 
-def test_an_event_time_without_offset_is_filed() -> None:
-    text = codec.encode(event(GOOD)).replace(b'"time":"2026-11-21T00:00:00Z"', b'"time":"2026-11-21T00:00:00"')
+@pytest.mark.parametrize("name", [b"time", b"tidegateobserved"])
+@pytest.mark.parametrize("time", UNUSABLE_TIMES)
+def test_an_event_time_that_no_database_can_hold_is_filed(name: bytes, time: bytes) -> None:
+    text = codec.encode(event(GOOD)).replace(b'"%s":"2026-11-21T00:00:00Z"' % name, b'"%s":"%s"' % (name, time))
     found = DECODER.decode(HERE, text)
     assert isinstance(found, DeadLetter)
-    assert found.reason == "invalid"
+    assert (found.reason, found.source, found.version) == ("invalid", "boxes", (0, 1, 1, 1, 1))
+    assert time in found.payload
+
+
+@pytest.mark.parametrize("time", UNUSABLE_TIMES)
+def test_a_watermark_or_quarantine_time_that_no_database_can_hold_stops_nothing(time: bytes) -> None:
+    now = b"2026-11-21T00:00:00Z"
+    mark = codec.encode(Watermark(event_id="w", source="boxes", as_of=NOW))
+    found = DECODER.decode(HERE, mark.replace(now, time))
+    assert isinstance(found, DeadLetter)
+    assert (found.reason, found.source) == ("invalid", "boxes")
+    found = DECODER.decode(HERE, codec.encode(QUARANTINED).replace(now, time))
+    assert isinstance(found, DeadLetter)
+    assert (found.payload, found.observed_at) == (QUARANTINED.raw, None)
 
 
 def test_watermarks_pass_unless_the_database_would_choke_on_them() -> None:
@@ -130,16 +152,11 @@ def test_watermarks_pass_unless_the_database_would_choke_on_them() -> None:
 
 
 def test_a_quarantine_record_is_filed_with_its_raw_bytes() -> None:
-    raw = b"\xff\x00 raw row"
-    found = decode(
-        QuarantineRecord(
-            event_id="q", source="boxes", entity="box", stage="translate", reason="invalid", message="why", raw=raw,
-            observed_at=NOW, key="5",
-        )
-    )  # fmt: skip
+    raw = QUARANTINED.raw
+    found = decode(QUARANTINED)
     assert found == DeadLetter(
         position=HERE, stage="translate", reason="invalid", message="why", payload=raw, entity="box", key="5",
-        source="boxes", event_id="q",
+        source="boxes", event_id="q", observed_at=NOW,
     )  # fmt: skip
 
 

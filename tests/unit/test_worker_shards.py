@@ -17,6 +17,7 @@ from worker.shards import (
     children_of,
     finished,
     from_listing,
+    gap_at_start,
     lease_of,
     parents_first,
     start_position,
@@ -144,6 +145,17 @@ def test_reading_starts_at_the_older_of_the_two_positions() -> None:
     assert start_position(TRIM_HORIZON, ten) == TRIM_HORIZON
     for word in (TRIM_HORIZON, LATEST, AT_TIMESTAMP):
         assert start_position(word, None) == word
+
+
+def test_only_a_lease_that_has_come_somewhere_misses_a_position_in_the_database() -> None:
+    assert "11" in (gap_at_start(at("11"), None) or "")
+    for checkpoint, stored in (
+        (at("11"), Position(3, 0)),
+        (TRIM_HORIZON, None),
+        (LATEST, None),
+        (LATEST, Position(3, 0)),
+    ):
+        assert gap_at_start(checkpoint, stored) is None
 
 
 @given(st.integers(0, 50), st.integers(0, 50))

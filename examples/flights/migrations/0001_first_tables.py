@@ -28,7 +28,6 @@ def upgrade() -> None:
         sa.Column(
             "_projected_at", sa.DateTime(timezone=True), server_default=sa.text("(CURRENT_TIMESTAMP)"), nullable=False
         ),
-        sa.CheckConstraint('"_deleted" OR ("name" IS NOT NULL)', name="airlines_complete"),
         sa.PrimaryKeyConstraint("code"),
     )
     op.create_table(
@@ -50,10 +49,6 @@ def upgrade() -> None:
         sa.Column("_occurred_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column(
             "_projected_at", sa.DateTime(timezone=True), server_default=sa.text("(CURRENT_TIMESTAMP)"), nullable=False
-        ),
-        sa.CheckConstraint(
-            '"_deleted" OR ("name" IS NOT NULL AND "latitude" IS NOT NULL AND "longitude" IS NOT NULL AND "altitude_ft" IS NOT NULL AND "tz_offset_h" IS NOT NULL AND "dst" IS NOT NULL)',
-            name="airports_complete",
         ),
         sa.PrimaryKeyConstraint("code"),
     )
@@ -84,10 +79,6 @@ def upgrade() -> None:
         sa.Column(
             "_projected_at", sa.DateTime(timezone=True), server_default=sa.text("(CURRENT_TIMESTAMP)"), nullable=False
         ),
-        sa.CheckConstraint(
-            '"_deleted" OR ("carrier" IS NOT NULL AND "number" IS NOT NULL AND "origin" IS NOT NULL AND "destination" IS NOT NULL AND "scheduled_departure" IS NOT NULL AND "status" IS NOT NULL AND "distance_miles" IS NOT NULL AND "revision" IS NOT NULL)',
-            name="flights_complete",
-        ),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("flights_carrier_key", "flights", ["carrier", "id"], unique=False)
@@ -113,10 +104,6 @@ def upgrade() -> None:
         sa.Column("_occurred_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column(
             "_projected_at", sa.DateTime(timezone=True), server_default=sa.text("(CURRENT_TIMESTAMP)"), nullable=False
-        ),
-        sa.CheckConstraint(
-            '"_deleted" OR ("type" IS NOT NULL AND "manufacturer" IS NOT NULL AND "model" IS NOT NULL AND "engines" IS NOT NULL AND "seats" IS NOT NULL AND "engine" IS NOT NULL)',
-            name="planes_complete",
         ),
         sa.PrimaryKeyConstraint("tail_number"),
     )

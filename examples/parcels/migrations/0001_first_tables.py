@@ -37,10 +37,6 @@ def upgrade() -> None:
         sa.Column(
             "_projected_at", sa.DateTime(timezone=True), server_default=sa.text("(CURRENT_TIMESTAMP)"), nullable=False
         ),
-        sa.CheckConstraint(
-            '"_deleted" OR ("name" IS NOT NULL AND "email" IS NOT NULL AND "street" IS NOT NULL AND "postal_code" IS NOT NULL AND "city" IS NOT NULL AND "segment" IS NOT NULL AND "vip" IS NOT NULL AND "language" IS NOT NULL AND "revision" IS NOT NULL)',
-            name="customers_complete",
-        ),
         sa.PrimaryKeyConstraint("number"),
     )
     op.create_table(
@@ -61,10 +57,6 @@ def upgrade() -> None:
         sa.Column("_occurred_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column(
             "_projected_at", sa.DateTime(timezone=True), server_default=sa.text("(CURRENT_TIMESTAMP)"), nullable=False
-        ),
-        sa.CheckConstraint(
-            '"_deleted" OR ("name" IS NOT NULL AND "city" IS NOT NULL AND "postal_code" IS NOT NULL AND "kind" IS NOT NULL AND "changed_at" IS NOT NULL)',
-            name="offices_complete",
         ),
         sa.PrimaryKeyConstraint("number"),
     )
@@ -94,10 +86,6 @@ def upgrade() -> None:
         sa.Column("_occurred_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column(
             "_projected_at", sa.DateTime(timezone=True), server_default=sa.text("(CURRENT_TIMESTAMP)"), nullable=False
-        ),
-        sa.CheckConstraint(
-            '"_deleted" OR ("status" IS NOT NULL AND "origin_office" IS NOT NULL AND "destination_office" IS NOT NULL AND "sender" IS NOT NULL AND "recipient" IS NOT NULL AND "shipping_cost" IS NOT NULL AND "weight_kg" IS NOT NULL AND "express" IS NOT NULL AND "booked_at" IS NOT NULL AND "changed_at" IS NOT NULL)',
-            name="parcels_complete",
         ),
         sa.PrimaryKeyConstraint("number"),
     )

@@ -18,6 +18,11 @@ def _time(name: str, *, nullable: bool = False, now: bool = False) -> sa.Column[
     return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable, server_default=default)
 
 
+def _open_letters(name: str, columns: list[str], where: str) -> None:
+    """Most letters are resolved; what is asked all the time concerns the few that are open."""
+    op.create_index(name, "dead_letter", columns, schema=SCHEMA, postgresql_where=sa.text(where))
+
+
 def upgrade() -> None:
     op.create_table(
         "shard",
@@ -60,10 +65,15 @@ def upgrade() -> None:
         sa.Column("attempts", sa.BigInteger(), nullable=False, server_default="1"),
         _time("first_seen_at", now=True),
         _time("last_seen_at", now=True),
+        sa.Column("version", sa.ARRAY(sa.BigInteger()), nullable=True),
+        _time("observed_at", nullable=True),
+        _time("resolved_at", nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("stream", "shard_id", "sequence_number", "sub_sequence", name="dead_letter_position_key"),
         schema=SCHEMA,
     )
+    _open_letters("dead_letter_open_key", ["entity", "key"], "resolved_at IS NULL AND key IS NOT NULL")
+    _open_letters("dead_letter_open_source", ["source", "reason"], "resolved_at IS NULL")
 
 
 def downgrade() -> None:
