@@ -26,8 +26,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 def freshness_headers(as_of: Mapping[str, datetime | None], unwatermarked: Sequence[str]) -> dict[str, str]:
     """How fresh an entity's rows are.
 
-    as_of          source → its oldest watermark over the shards, None while a shard has none. `Data-As-Of` is the
-                   oldest of them; while one is missing, `Data-Incomplete` names its source instead
+    as_of          source → its oldest watermark over the shards; None while a shard has none, or rows of it are known
+                   to be missing (an open dead letter, a gap). `Data-As-Of` is the oldest; `Data-Incomplete` names
+                   the sources without one instead
     unwatermarked  sources that cannot say; they neither hold back nor freshen, `Data-Unwatermarked` names them
     """
     headers: dict[str, str] = {}

@@ -13,8 +13,8 @@ DEFAULT_LIMIT = 50
 LARGEST_LIMIT = 200
 
 _HEADERS: dict[str, str] = {
-    "Data-As-Of": "Everything that changed in the back office before this time (RFC 3339, UTC) is in the answer.",
-    "Data-Incomplete": "Sources whose freshness is not known yet; then there is no Data-As-Of.",
+    "Data-As-Of": "Every row created or updated in the back office before this time (RFC 3339, UTC) is in the answer.",
+    "Data-Incomplete": "Sources whose freshness is not known, or of which rows are missing; then there is no Data-As-Of.",
     "Data-Unwatermarked": "Sources that cannot say how fresh they are; Data-As-Of does not speak of them.",
     "ETag": "Changes with what is shown; send it back in If-None-Match.",
     "X-Request-Id": "Name it when you report a problem.",

@@ -8,7 +8,6 @@ poller acts on them; settings are named (`Env`) and read by the program that nee
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -216,11 +215,9 @@ def load(path: str) -> Bubble:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
-            raise BubbleError(f"TIDEGATE_BUBBLE={path}: importing it failed: {error}; install what it needs") from error
-        where = f"searched {', '.join(entry or '.' for entry in sys.path[:3])}, …"
+            raise BubbleError(f"bubble {path}: importing it failed: {error}; install what it needs") from error
         raise BubbleError(
-            f"TIDEGATE_BUBBLE={path}: there is no module {error.name!r} ({where}); "
-            "run from the folder that holds the package, or install it"
+            f"bubble {path}: there is no module {error.name!r}; run from the folder that holds the package, or install it"
         ) from error
     bubble = getattr(module, "bubble", None)
     if not isinstance(bubble, Bubble):

@@ -88,7 +88,7 @@ def test_a_viewer_makes_a_reader_known() -> None:
 
 
 def test_a_module_that_is_not_there_is_named() -> None:
-    with pytest.raises(BubbleError, match=r"TIDEGATE_BUBBLE=no_such.bubble: there is no module 'no_such'"):
+    with pytest.raises(BubbleError, match=r"bubble no_such.bubble: there is no module 'no_such'"):
         bubbles.load("no_such.bubble")
 
 
