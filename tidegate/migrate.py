@@ -74,14 +74,21 @@ def generate(bubble: Bubble, folder: Path, title: str) -> Path | None:
     No database is needed: the history is replayed on an in-memory SQLite and compared with the entities.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = tables.entity_metadata(bubble.shapes)
-    with sa.create_engine("sqlite://").connect() as connection:
-        config = _config(connection, metadata, folder, version_table="alembic_version", version_schema=None)
-        command.upgrade(config, "head")
-        if not compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata):
-            return None
-        number = len(list(folder.glob("[0-9]*.py"))) + 1
-        script = command.revision(config, message=title, autogenerate=True, rev_id=f"{number:04d}")
+    engine = sa.create_engine("sqlite://")
+    try:
+        with engine.connect() as connection:
+            return _generate(connection, tables.entity_metadata(bubble.shapes), folder, title)
+    finally:
+        engine.dispose()
+
+
+def _generate(connection: Connection, metadata: sa.MetaData, folder: Path, title: str) -> Path | None:
+    config = _config(connection, metadata, folder, version_table="alembic_version", version_schema=None)
+    command.upgrade(config, "head")
+    if not compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata):
+        return None
+    number = len(list(folder.glob("[0-9]*.py"))) + 1
+    script = command.revision(config, message=title, autogenerate=True, rev_id=f"{number:04d}")
     if script is None or isinstance(script, list):
         raise Fatal(f"{folder}: alembic wrote no single revision")
     return Path(script.path)
