@@ -19,6 +19,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 
 from tidegate import telemetry
+from tidegate.lifecycle import never_ends
 from tidegate.settings import HealthSettings
 
 _HEARTBEAT_S = 1.0
@@ -92,7 +93,7 @@ async def serving(
         site = web.TCPSite(runner, settings.host, settings.port)
         await site.start()
         async with asyncio.TaskGroup() as background:
-            beating = background.create_task(heart.beat())
+            beating = background.create_task(never_ends("heartbeat", heart.beat))
             yield _port(runner)
             beating.cancel()
     finally:

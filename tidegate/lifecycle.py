@@ -6,8 +6,8 @@ A first SIGTERM or SIGINT sets `stop`: finish what is in hand, take nothing new.
 budget, cancels. A program runs until it is told to stop, so one that returns earlier has failed, and a background
 task that ends ends the process (`never_ends`): restarting is the scheduler's business.
 
-Exit codes: 0 stopped in good order; 1 one of our own errors, logged in one line each, or the drain was cut;
-70 (EX_SOFTWARE) a bug, with its traceback in the log.
+Exit codes: 0 stopped in good order, also when leases were given back with work in hand (`lease_drain_cut`); 1 one of
+our own errors, logged in one line each, or the budget here was spent; 70 (EX_SOFTWARE) a bug, with its traceback.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ async def _until_stopped(run: Run, drain_budget_s: float) -> bool:
     return False
 
 
-async def never_ends(name: str, work: Awaitable[None]) -> None:
-    """Await a background task that should run until it is cancelled. Raises Fatal when it returns."""
-    await work
+async def never_ends(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run a background task that should run until it is cancelled. Raises Fatal when it returns."""
+    await work()
     raise Fatal(f"background task {name!r} ended")
 
 

@@ -46,7 +46,7 @@ LEASE_WRITE_FAILED = (
     "lease_write_failed"  # lease=…, error=…: one renewal or release failed and is retried or left to expire
 )
 LEASE_PLAN_FAILED = "lease_plan_failed"  # error=…: the table or the shard list could not be read; held leases go on
-LEASE_DRAIN_CUT = "lease_drain_cut"  # leases=…: still busy when the drain budget was spent
+LEASE_DRAIN_CUT = "lease_drain_cut"  # work was still in hand when the drain budget was spent; it is redone elsewhere
 
 LEASES_HELD = Gauge("tidegate_leases_held", "Leases held by this process. The sum over the fleet = open shards.")
 LEASES_TAKEN = Counter(

@@ -128,7 +128,7 @@ def test_a_background_task_that_ends_ends_the_process(capsys: pytest.CaptureFixt
 
     async def run(stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as background:
-            background.create_task(never_ends("renewer", done_too_soon()))
+            background.create_task(never_ends("renewer", done_too_soon))
             await stop.wait()
 
     assert main(run) == 1

@@ -62,7 +62,8 @@ class Coordinator:
         discover: Discover | None = None,
         startable: Startable = planner.startable,
     ) -> None:
-        """`owner` must be unique per process (`owner_name`). `discover` names every lease that should exist.
+        """`owner` must be unique per process (`owner_name`). `discover` names leases that should exist,
+        at least those that do not yet; a finished lease that it still names is kept.
         `startable` says which of the table's leases may be worked on; default: shards, parents first."""
         self.planned = asyncio.Event()  # the table was read once: ready, as far as leases go
         self._store = store
