@@ -207,6 +207,8 @@ class Stack:
             **self.environment,
             "TIDEGATE_DATABASE_URL": self.database(login),
             "TIDEGATE_HEALTH_PORT": str(port),
+            # On a laptop the stream and the tables may be gone already, and nobody wants to wait for an answer.
+            "TIDEGATE_LEASES_DRAIN_BUDGET_S": "8",
             "TIDEGATE_NAME": name,
         }
         self.health[name] = f"http://127.0.0.1:{port}"

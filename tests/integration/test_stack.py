@@ -51,9 +51,9 @@ async def test_nothing_is_left_behind_by_a_kill_and_the_next_start_works(tmp_pat
     assert len(children) >= 7
     first.kill()
     await first.wait()
-    deadline = asyncio.get_running_loop().time() + 20
-    while any(map(is_alive, children)):
-        assert asyncio.get_running_loop().time() < deadline, "programs outlive the demo"
+    deadline = asyncio.get_running_loop().time() + 30
+    while survivors := [command_of(child) for child in children if is_alive(child)]:
+        assert asyncio.get_running_loop().time() < deadline, f"programs outlive the demo: {survivors}"
         await asyncio.sleep(0.1)
     assert not (tmp_path / "parcels" / "in-order").exists()
     second = await demo(data=tmp_path)
@@ -98,6 +98,13 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[-80:]
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
 
 
 def assert_no_secret_in_logs(folder: Path) -> None:
