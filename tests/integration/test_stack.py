@@ -51,7 +51,7 @@ async def test_nothing_is_left_behind_by_a_kill_and_the_next_start_works(tmp_pat
     assert len(children) >= 7
     first.kill()
     await first.wait()
-    deadline = asyncio.get_running_loop().time() + 30
+    deadline = asyncio.get_running_loop().time() + 20
     while survivors := [command_of(child) for child in children if is_alive(child)]:
         assert asyncio.get_running_loop().time() < deadline, f"programs outlive the demo: {survivors}"
         await asyncio.sleep(0.1)
