@@ -5,12 +5,15 @@ dependency that is down must not get every worker replaced at once.
 
 /readyz answers 503 with its reasons until every named part has said yes: for deployments, and for people.
 
-/metrics is Prometheus' text format.
+/metrics is Prometheus' text format. If the settings say so, the same metrics are written to stdout for CloudWatch
+(`emf`), where nobody scrapes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -19,6 +22,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 
 from tidegate import telemetry
+from tidegate.emf import Emf
 from tidegate.lifecycle import never_ends
 from tidegate.settings import HealthSettings
 
@@ -80,11 +84,38 @@ class _Heart:
         return self.silence_s() < self._stall_limit_s
 
 
+class _Metrics:
+    """The metrics as lines on stdout, once in an interval."""
+
+    def __init__(self, emf: Emf, registry: CollectorRegistry, interval_s: float) -> None:
+        self._emf = emf
+        self._registry = registry
+        self._interval_s = interval_s
+
+    async def write(self) -> None:
+        """Write for ever; what the last interval counted is written on the way out."""
+        try:
+            while True:
+                await asyncio.sleep(self._interval_s)
+                self._write_lines()
+        finally:
+            self._write_lines()
+
+    def _write_lines(self) -> None:
+        lines = self._emf.lines(self._registry.collect(), time.time_ns() // 1_000_000)
+        # In one piece, as a log line is: CloudWatch reads a line, or nothing.
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+
+
 @asynccontextmanager
 async def serving(
-    settings: HealthSettings, readiness: Readiness, *, registry: CollectorRegistry = REGISTRY
+    settings: HealthSettings, readiness: Readiness, *, registry: CollectorRegistry = REGISTRY, service: str = "tidegate"
 ) -> AsyncIterator[int]:
-    """Serve the three pages for the length of the block; yields the port. Raises OSError when it is taken."""
+    """Serve the three pages for the length of the block; yields the port. Raises OSError when it is taken.
+
+    `service` is what CloudWatch calls the program.
+    """
     heart = _Heart(settings.stall_limit_s)
     # A health check is asked every few seconds; an access log would be all there is to read.
     runner = web.AppRunner(_application(heart, readiness, registry), access_log=None)
@@ -93,9 +124,13 @@ async def serving(
         site = web.TCPSite(runner, settings.host, settings.port)
         await site.start()
         async with asyncio.TaskGroup() as background:
-            beating = background.create_task(never_ends("heartbeat", heart.beat))
+            tasks = [background.create_task(never_ends("heartbeat", heart.beat))]
+            if settings.emf.output == "stdout":
+                metrics = _Metrics(Emf(settings.emf, service), registry, settings.emf.interval_s)
+                tasks.append(background.create_task(never_ends("metrics", metrics.write)))
             yield _port(runner)
-            beating.cancel()
+            for task in tasks:
+                task.cancel()
     finally:
         await runner.cleanup()
 
