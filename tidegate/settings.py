@@ -17,6 +17,7 @@ variable counts as unset, because task definitions cannot leave one out. Units a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,6 +29,7 @@ from msgspec.structs import FieldInfo, fields
 from tidegate.errors import Fatal
 
 PREFIX = "TIDEGATE"
+_STREAM_ARN = re.compile(r"arn:aws[a-z-]*:kinesis:[a-z0-9-]+:\d{12}:stream/[a-zA-Z0-9_.-]{1,128}")
 T = TypeVar("T", bound=Struct)
 
 
@@ -222,7 +224,32 @@ def _kind(declared: Any) -> str:
 class StreamSettings(Struct, frozen=True, kw_only=True):
     """The Kinesis stream between poller and worker."""
 
-    name: Annotated[str, Meta(extra={"env": f"{PREFIX}_STREAM"}, description="name of the Kinesis stream")]
+    id: Annotated[
+        str,
+        Meta(
+            extra={"env": f"{PREFIX}_STREAM"},
+            description="name of the Kinesis stream, or its ARN, which another account's needs",
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        if self.id.startswith("arn:") and not _STREAM_ARN.fullmatch(self.id):
+            raise ValueError("STREAM is neither a name nor arn:aws:kinesis:<region>:<account>:stream/<name>")
+
+    @property
+    def arn(self) -> str | None:
+        """The ARN, if the stream was given by it."""
+        return self.id if self.id.startswith("arn:") else None
+
+    @property
+    def name(self) -> str:
+        """The bare name: what logs and the database call it, whichever way it was given."""
+        return self.id.rpartition("/")[2]
+
+    @property
+    def target(self) -> dict[str, str]:
+        """How a call of Kinesis names the stream."""
+        return {"StreamARN": self.id} if self.arn else {"StreamName": self.id}
 
 
 class AwsSettings(Struct, frozen=True, kw_only=True):
@@ -246,12 +273,22 @@ class LeaseSettings(Struct, frozen=True, kw_only=True):
         float, Meta(gt=0, description="a holder that could not renew this long stops; below expiry_s, or two believe")
     ] = 8.0
     renew_interval_s: Annotated[
-        float, Meta(gt=0, description="a third of the expiry, as KCL: two renewals may fail and nothing happens")
-    ] = 3.0
+        float,
+        Meta(gt=0, description="a renewal may hang for its time-out, and there is still time for another before patience ends"),
+    ] = 4.0
     renew_retry_s: Annotated[float, Meta(gt=0, description="wait after a failed renewal, at most (full jitter)")] = 0.5
     plan_interval_s: Annotated[
-        float, Meta(gt=0, description="how often the table is read: bounds how long free leases wait")
-    ] = 2.0
+        float, Meta(gt=0, description="how often I look for leases that stand still: bounds how long free ones wait")
+    ] = 1.0
+    survey_interval_s: Annotated[
+        float, Meta(gt=0, description="how often the whole table is read when nothing moves; others tell a newcomer's share")
+    ] = 30.0
+    own_look_s: Annotated[
+        float, Meta(gt=0, description="how often I ask what is in my name: bounds the pause when a process stops")
+    ] = 0.5
+    reads_per_s: Annotated[
+        float, Meta(gt=0, description="DynamoDB read units that looking may cost one process; a large table is read less often")
+    ] = 50.0
     hand_over_s: Annotated[
         float, Meta(gt=0, description="a live owner that was asked for a lease has this long; KCL's 30 s")
     ] = 30.0
@@ -260,6 +297,9 @@ class LeaseSettings(Struct, frozen=True, kw_only=True):
     ] = 0.25
     discover_interval_s: Annotated[float, Meta(gt=0, description="how often new shards are looked for unasked")] = 60.0
     request_timeout_s: Annotated[float, Meta(gt=0, description="one try of one lease write")] = 2.0
+    parallel_writes: Annotated[
+        int, Meta(ge=1, description="leases taken or created at a time; well below the connections of a client")
+    ] = 16
     max_leases: Annotated[int, Meta(ge=1, description="the most this process holds")] = 1000
     checkpoint_attempts: Annotated[
         int, Meta(ge=1, le=20, description="tries of one checkpoint before its task restarts")
@@ -279,9 +319,38 @@ class LeaseSettings(Struct, frozen=True, kw_only=True):
             raise ValueError("RENEW_INTERVAL_S and REQUEST_TIMEOUT_S together must not exceed PATIENCE_S")
 
 
+class EmfSettings(Struct, frozen=True, kw_only=True):
+    """Metrics as log lines for CloudWatch (embedded metric format); see tidegate/emf.py."""
+
+    output: Annotated[
+        Literal["off", "stdout"],
+        Meta(extra={"env": f"{PREFIX}_EMF"}, description="stdout: write metrics as lines that CloudWatch Logs understands"),
+    ] = "off"
+    interval_s: Annotated[
+        float,
+        Meta(extra={"env": f"{PREFIX}_EMF_INTERVAL_S"}, ge=1, description="CloudWatch keeps one value a minute"),
+    ] = 60.0
+    namespace: Annotated[
+        str, Meta(extra={"env": f"{PREFIX}_EMF_NAMESPACE"}, min_length=1, description="CloudWatch's namespace for them")
+    ] = "tidegate"
+    series_max: Annotated[
+        int,
+        Meta(
+            extra={"env": f"{PREFIX}_EMF_SERIES_MAX"},
+            ge=0,
+            description="label sets of one metric with dimensions of their own; each is paid for as a metric",
+        ),
+    ] = 100
+    prefixes: Annotated[
+        tuple[str, ...],
+        Meta(extra={"env": f"{PREFIX}_EMF_PREFIXES"}, description="metrics to write, by the beginning of their names"),
+    ] = ("tidegate_", "process_")
+
+
 class HealthSettings(Struct, frozen=True, kw_only=True):
     """Where /livez, /readyz and /metrics listen."""
 
     host: Annotated[str, Meta(description="bind address; 0.0.0.0 in a container")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="0 lets the system choose")] = 8080
     stall_limit_s: Annotated[float, Meta(gt=0, description="a longer stall of the event loop counts as dead")] = 30.0
+    emf: EmfSettings = EmfSettings()

@@ -31,6 +31,8 @@ LEASE_CREATED = "lease_created"  # lease=…: a shard or partition seen for the 
 LEASE_TAKEN = "lease_taken"  # lease=…, counter=…, previous_owner=…: it was free or its owner was gone
 LEASE_ASKED = "lease_asked"  # lease=…, owner=…: its live owner has at least two more than we; it works on meanwhile
 LEASE_WANTED = "lease_wanted"  # lease=…, by=…: we are asked to hand it over; its task finishes what it has in hand
+LEASE_PUSHED = "lease_pushed"  # lease=…, to=…: we stop, and gave it to a live process, which begins within a second
+LEASE_RECEIVED = "lease_received"  # lease=…, counter=…: a process that stops gave it to us, work begins at once
 LEASE_HANDED_OVER = "lease_handed_over"  # lease=…, counter=…: the one we asked gave it to us, work begins at once
 LEASE_STOLEN = (
     "lease_stolen"  # as lease_taken, but by force: its owner did not let go in time; work begins after its patience
@@ -50,7 +52,12 @@ LEASE_DRAIN_CUT = "lease_drain_cut"  # work was still in hand when the drain bud
 
 LEASES_HELD = Gauge("tidegate_leases_held", "Leases held by this process. The sum over the fleet = open shards.")
 LEASES_TAKEN = Counter(
-    "tidegate_leases_taken_total", "Leases taken, by way (take: free or expired, hand_over, steal: by force).", ["way"]
+    "tidegate_leases_taken_total", "Leases taken, by way (take: free or expired, hand_over, push, steal: by force).", ["way"]
+)
+LEASES_GIVEN = Counter(
+    "tidegate_leases_given_total",
+    "Leases given up in good order, by way (hand_over: to the one that asked, push: we stop, free: to anybody).",
+    ["way"],
 )
 LEASES_LOST = Counter(
     "tidegate_leases_lost_total", "Leases lost while held. More than deployments explain: look at renewals."
@@ -59,6 +66,20 @@ LEASE_RENEW_SECONDS = Histogram(
     "tidegate_lease_renew_seconds",
     "Duration of lease writes by the holder. Should stay far below the patience.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5),
+)
+LEASE_MARGIN_SECONDS = Histogram(
+    "tidegate_lease_margin_seconds",
+    "What was left of the patience when a renewal succeeded. Near 0: leases will be lost; look at latency and loop lag.",
+    buckets=(0, 0.25, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 8),
+)
+LEASE_CONFLICTS = Counter(
+    "tidegate_lease_conflicts_total",
+    "Writes whose condition failed, by write: another was faster. Many takes: processes start or die together.",
+    ["write"],
+)
+LEASE_READ_UNITS = Counter(
+    "tidegate_lease_read_units_total",
+    "DynamoDB read units spent on looking at the lease table. At most TIDEGATE_LEASES_READS_PER_S a second.",
 )
 
 # ---------------------------------------------------------------- poller
@@ -160,12 +181,14 @@ SHARD_OPENED = (
     "shard_opened"  # shard=…, start=…, lease=…: reading begins; start before lease: the database is catching up
 )
 SHARD_ENDED = "shard_ended"  # shard=…, children=[…]: read to its last record, children may start
+SHARD_ENDED_BEFORE = (
+    "shard_ended_before"  # shard=…: the database saw its end, a lost lease did not; it ends there now, without reading
+)
 READ_FAILED = "read_failed"  # shard=…, tried=…, error=…: one read was throttled or broke off and is tried again
 STREAM_GAP = (
     "stream_gap"  # shard=…, gap=…: records may be LOST, trimmed before they were read; resync, then resolve its letter
 )
 WRITE_FAILED = "write_failed"  # shard=…, doing=…, error=…: the database is away; reading waits, nothing is lost
-CHECKPOINT_LATE = "checkpoint_late"  # shard=…, error=…: the lease store is away; a crash now would replay more
 RECORDS_REJECTED = (
     "records_rejected"  # shard=…, count=…: filed in tidegate.dead_letter; their sources are incomplete meanwhile
 )
@@ -187,15 +210,32 @@ MILLIS_BEHIND = Gauge(
     "Distance from the tip of the shard, as Kinesis says. Growing: add workers.",
     ["shard"],
 )
-READS_RETRIED = Counter("tidegate_reads_retried_total", "Reads tried again, by AWS error code.", ["code"])
+READS_RETRIED = Counter(
+    "tidegate_reads_retried_total",
+    "Reads tried again, by AWS error code. ProvisionedThroughputExceededException: throttled, others read the shard too.",
+    ["code"],
+)
 ITERATORS_EXPIRED = Counter(
     "tidegate_iterators_expired_total", "Shard iterators older than 5 minutes: the database kept the reader waiting."
+)
+RESUBSCRIPTIONS = Counter(
+    "tidegate_resubscriptions_total",
+    "Fan-out: subscriptions renewed. One for each shard and five minutes; more: connections break, or two workers differ.",
+)
+READ_MEMORY_BYTES = Gauge(
+    "tidegate_read_memory_bytes",
+    "Payload read and not yet written, with what is expected of reads under way. At the bound: the database is slow.",
 )
 GAPS = Counter("tidegate_gaps_total", "Times that a checkpoint was trimmed from the stream. Alarm on any; then resync.")
 BATCH_SECONDS = Histogram(
     "tidegate_batch_seconds",
     "From a closed batch to its commit, retries included.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60),
+)
+BATCH_RECORDS = Histogram(
+    "tidegate_batch_records",
+    "Records in a batch, watermarks included. Small while at the tip; at the limit while catching up.",
+    buckets=(1, 5, 20, 100, 500, 1_000, 2_000, 5_000, 20_000, 100_000),
 )
 RECORDS_WRITTEN = Counter(
     "tidegate_records_written_total",
@@ -206,7 +246,62 @@ WRITES_RETRIED = Counter(
     "tidegate_writes_retried_total", "Database transactions tried again. Steady growth: look at it."
 )
 
+# The worker's outbox.
+
+OUTBOX_CHANGE_FAILED = (
+    "outbox_change_failed"  # destination=…, id=…, error=…: one attempt; the change waits and is tried again
+)
+OUTBOX_CHANGE_DEAD = (
+    "outbox_change_dead"  # destination=…, id=…, error=…: refused, or tried for too long; waits for a person
+)
+OUTBOX_DATABASE_AWAY = "outbox_database_away"  # doing=…, error=…: tried again; at worst a change is sent twice
+
+OUTBOX_QUEUED = Counter("tidegate_outbox_queued_total", "Applied changes that a destination wants.", ["destination"])
+OUTBOX_SENT = Counter("tidegate_outbox_sent_total", "Changes that the receiver accepted.", ["destination"])
+OUTBOX_RETRIED = Counter(
+    "tidegate_outbox_retried_total", "Attempts that failed and will be repeated. Steady growth: ask the receiver.",
+    ["destination"],
+)  # fmt: skip
+OUTBOX_DEAD = Counter(
+    "tidegate_outbox_dead_total", "Changes given up: refused, or tried for too long.", ["destination"]
+)  # fmt: skip
+OUTBOX_DEAD_OPEN = Gauge(
+    "tidegate_outbox_dead_open", "Changes given up that nobody has dealt with. Alarm on any; take the fleet's maximum.",
+    ["destination"],
+)  # fmt: skip
+OUTBOX_OLDEST_SECONDS = Gauge(
+    "tidegate_outbox_oldest_seconds",
+    "Age of the change that has waited longest, 0 when none does. Growing: the receiver is away, or too slow.",
+    ["destination"],
+)
+OUTBOX_SEND_SECONDS = Histogram(
+    "tidegate_outbox_send_seconds",
+    "Duration of one attempt, failed ones included.",
+    ["destination"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
 
 def forget_shard(shard: str) -> None:
     """Drop the gauges of a shard that this process no longer reads, or they would show their last value for ever."""
     MILLIS_BEHIND.remove(shard)
+
+
+# Housekeeping: old tombstones and resolved dead letters.
+
+HOUSEKEEPING_DONE = "housekeeping_done"  # dead_letter=…, <entity>=… (its tombstones): how many a round deleted
+HOUSEKEEPING_FAILED = "housekeeping_failed"  # error=…: a round broke off; the next one goes on. Steady: look at it
+TOMBSTONES_STAY = "tombstones_stay"  # why=…: none are deleted; reckon with the stream's retention in the settings
+
+HOUSEKEEPING_DELETED = Counter(
+    "tidegate_housekeeping_deleted_total", "Rows deleted by age, by what (tombstone, dead_letter).", ["what"]
+)
+HOUSEKEEPING_SECONDS = Histogram(
+    "tidegate_housekeeping_seconds",
+    "One step, a transaction. Near the statement time-out: lower TIDEGATE_RETENTION_STEP_ROWS.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5),
+)
+TOMBSTONES_KEPT = Gauge(
+    "tidegate_tombstones_kept",
+    "1 while the stream keeps records longer than the retention settings reckon with: tombstones pile up. Raise them.",
+)

@@ -68,7 +68,7 @@ async def test_what_is_given_up_goes_to_the_one_that_asked(store: LeaseStore, kn
     assert left == replace(mine, owner=OTHER, counter=mine.counter + 1, owner_switches=1)
     assert await store.release(wanted if knows else mine), "the reply may have been lost"
     with pytest.raises(Superseded):
-        await store.checkpoint(wanted, at("5"))
+        await store.renew(wanted, at("5"))
     assert await now(store) == left
     begun = await store.take(left, OTHER)
     assert begun == replace(left, counter=left.counter + 1, epoch=mine.epoch + 1)
@@ -95,7 +95,7 @@ async def test_a_request_of_kcl_is_answered_in_its_own_attributes(dynamodb: Any,
     request = {"leaseOwner": {"S": OTHER}, "checkpointOwner": {"S": ME}}
     before = await item(dynamodb, table)
     await dynamodb.put_item(TableName=table, Item=before | request)
-    done = await store.checkpoint(lease, at("5"))
+    done = await store.renew(lease, at("5"))
     moved = {"leaseCounter": {"N": "2"}, "checkpoint": {"S": "5"}}
     assert await item(dynamodb, table) == before | request | moved
     assert await store.release(done)

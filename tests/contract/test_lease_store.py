@@ -106,21 +106,21 @@ async def test_a_checkpoint_is_written_and_clears_the_switches(store: LeaseStore
     lease = await store.take(await taken(store, owner=OTHER), ME)
     assert lease is not None
     assert lease.owner_switches == 1
-    done = await store.checkpoint(lease, at("77", 2))
+    done = await store.renew(lease, at("77", 2))
     assert done == replace(lease, checkpoint=at("77", 2), owner_switches=0, counter=lease.counter + 1)
     assert await now(store) == done
 
 
 async def test_a_checkpoint_whose_reply_was_lost_counts_once(store: LeaseStore) -> None:
     lease = await taken(store)
-    done = await store.checkpoint(lease, at("5"))
-    assert await store.checkpoint(lease, at("5")) == done
+    done = await store.renew(lease, at("5"))
+    assert await store.renew(lease, at("5")) == done
 
 
 async def test_a_checkpoint_after_a_renewal_whose_reply_was_lost_is_done_on_top(store: LeaseStore) -> None:
     lease = await taken(store)
     await store.renew(lease)
-    done = await store.checkpoint(lease, at("5"))
+    done = await store.renew(lease, at("5"))
     assert (done.checkpoint, done.counter) == (at("5"), lease.counter + 2)
     assert await now(store) == done
 
@@ -178,7 +178,7 @@ async def test_names_and_types_are_those_of_kcl(dynamodb: Any, table: str) -> No
     )
     lease = await store.take(await now(store), ME)
     assert lease is not None
-    await store.end(await store.checkpoint(lease, at("12", 1)), ["c"])
+    await store.end(await store.renew(lease, at("12", 1)), ["c"])
     assert await item(dynamodb, table) == {
         "leaseKey": {"S": "shard"},
         "leaseOwner": {"S": ME},
@@ -212,7 +212,7 @@ async def test_unknown_attributes_are_kept_and_other_items_are_not_leases(dynamo
     assert (lease.key, lease.counter, lease.owner) == ("shard", 41, None)
     mine = await store.take(lease, ME)
     assert mine is not None
-    await store.checkpoint(await store.renew(mine), at("9"))
+    await store.renew(await store.renew(mine), at("9"))
     after = await item(dynamodb, table)
     assert after["throughputKBps"] == {"N": "12.5"}
     assert after["someday"] == {"M": {"x": {"BOOL": True}}}
@@ -230,7 +230,7 @@ async def test_a_checkpoint_removes_the_pending_one(dynamodb: Any, table: str) -
     await dynamodb.put_item(TableName=table, Item=await item(dynamodb, table) | pending)
     renewed = await store.renew(lease)
     assert pending.items() <= (await item(dynamodb, table)).items()
-    await store.checkpoint(renewed, at("5", 1))
+    await store.renew(renewed, at("5", 1))
     assert not pending.keys() & (await item(dynamodb, table)).keys()
 
 

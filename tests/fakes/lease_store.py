@@ -6,14 +6,18 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
-
-from msgspec.structs import replace
+from zlib import crc32
 
 from tidegate.errors import Superseded, TidegateError, Transient
-from tidegate.leases.lease import SHARD_END, Checkpoint, Lease
-from tidegate.leases.store import LeaseStore
+from tidegate.leases import writes
+from tidegate.leases.lease import Checkpoint, Lease, Part
+from tidegate.leases.store import LeaseStore, Look, Names
 
 T = TypeVar("T")
+
+# About what a shard's lease and its entry in the index weigh in DynamoDB.
+_ITEM_BYTES = 300
+_KEY_BYTES = 100
 
 
 class MemoryLeaseStore:
@@ -25,6 +29,16 @@ class MemoryLeaseStore:
     async def scan(self) -> list[Lease]:
         return list(self.leases.values())
 
+    async def look(self, part: Part | None = None) -> Look:
+        leases = list(self.leases.values())
+        if part is not None:
+            leases = [lease for lease in leases if crc32(lease.key.encode()) * part.total >> 32 == part.index]
+        return Look(leases, _read_units(len(leases) * _ITEM_BYTES))
+
+    async def named(self, owner: str) -> Names:
+        keys = sorted(lease.key for lease in self.leases.values() if lease.owner == owner)
+        return Names(keys, _read_units(len(keys) * _KEY_BYTES))
+
     async def get(self, key: str) -> Lease | None:
         return self.leases.get(key)
 
@@ -32,45 +46,38 @@ class MemoryLeaseStore:
         return self.leases.setdefault(lease.key, lease) is lease
 
     async def take(self, lease: Lease, owner: str) -> Lease | None:
-        current = self.leases.get(lease.key)
-        epoch = lease.epoch + 1
-        if current is not None and (current.owner, current.epoch, current.counter) == (owner, epoch, lease.counter + 1):
-            return current
-        if current is None or not is_as_read(lease, current):
-            return None
-        switches = current.owner_switches + ((current.checkpoint_owner or current.owner) not in (None, owner))
-        taken = replace(current, owner=owner, owner_switches=switches, epoch=epoch, checkpoint_owner=None)
-        return self._put(taken)
+        return self._swap(lease, writes.taken(lease, owner))
 
     async def ask(self, lease: Lease, owner: str) -> Lease | None:
-        current = self.leases.get(lease.key)
-        if current is None or current.counter != lease.counter:
-            return None
-        if (current.owner, current.checkpoint_owner) != (owner, lease.owner):
-            if not is_as_read(lease, current):
-                return None
-            self.leases[lease.key] = replace(current, owner=owner, checkpoint_owner=current.owner)
-        return self.leases[lease.key]
+        return self._swap(lease, writes.asked(lease, owner))
 
-    async def renew(self, lease: Lease) -> Lease:
-        return self._write(lease, lambda now: now)
-
-    async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
-        return self._write(lease, lambda now: replace(now, checkpoint=checkpoint, owner_switches=0))
+    async def renew(
+        self, lease: Lease, checkpoint: Checkpoint | None = None, throughput_kbps: float | None = None
+    ) -> Lease:
+        current = self._as_holder(lease)
+        if current.counter > lease.counter and checkpoint in (None, current.checkpoint):
+            return current
+        renewed = self.leases[lease.key] = writes.renewed(current, checkpoint, throughput_kbps)
+        return renewed
 
     async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
-        children = frozenset(child_keys) or lease.child_keys
-        return self._write(lease, lambda now: replace(now, checkpoint=SHARD_END, child_keys=children, owner_switches=0))
+        current = self._as_holder(lease)
+        if current.counter > lease.counter and current.is_ended:
+            return current
+        ended = self.leases[lease.key] = writes.ended(current, child_keys)
+        return ended
 
-    async def release(self, lease: Lease) -> bool:
-        try:
-            self._write(lease, give_up)
-        except Superseded:
-            current = self.leases.get(lease.key)
-            if current is None or current.checkpoint_owner is not None or current.epoch != lease.epoch:
-                return False
-            return current.counter == lease.counter + 1
-        return True
+    async def release(self, lease: Lease, checkpoint: Checkpoint | None = None, to: str | None = None) -> Lease | None:
+        current = self.leases.get(lease.key)
+        if current is not None and writes.is_same_hold(lease, current):
+            self.leases[lease.key] = writes.given_up(current, checkpoint, to)
+            return self.leases[lease.key]
+        if current is None or current.checkpoint_owner is not None or current.epoch != lease.epoch:
+            return None
+        return current if current.counter == lease.counter + 1 else None
+
+    async def withdraw(self, lease: Lease) -> bool:
+        return self._swap(lease, writes.given_up(lease)) is not None
 
     async def delete(self, lease: Lease) -> bool:
         current = self.leases.get(lease.key)
@@ -79,36 +86,23 @@ class MemoryLeaseStore:
         del self.leases[lease.key]
         return True
 
-    def _write(self, lease: Lease, change: Callable[[Lease], Lease]) -> Lease:
+    def _swap(self, before: Lease, after: Lease) -> Lease | None:
+        """Compare-and-set; `after` also when it was written before and only its reply was lost."""
+        current = self.leases.get(before.key)
+        if current is None or not (writes.is_unchanged(before, current) or current == after):
+            return None
+        self.leases[before.key] = after
+        return after
+
+    def _as_holder(self, lease: Lease) -> Lease:
         current = self.leases.get(lease.key)
-        mine = lease.checkpoint_owner or lease.owner
-        if current is None or (current.checkpoint_owner or current.owner) != mine or current.epoch != lease.epoch:
-            raise Superseded(f"lease {lease.key} is not {mine}'s any more")
-        if current.counter < lease.counter:
-            raise Superseded(f"lease {lease.key} has moved back")
-        if current.counter > lease.counter and change(current) == current:
-            return current
-        return self._put(change(current))
-
-    def _put(self, lease: Lease) -> Lease:
-        self.leases[lease.key] = replace(lease, counter=lease.counter + 1)
-        return self.leases[lease.key]
+        if current is None or not writes.is_same_hold(lease, current):
+            raise Superseded(f"lease {lease.key} is not {lease.holder}'s any more")
+        return current
 
 
-def is_as_read(lease: Lease, current: Lease) -> bool:
-    """The condition of every write."""
-    return (current.counter, current.owner, current.checkpoint_owner) == (
-        lease.counter,
-        lease.owner,
-        lease.checkpoint_owner,
-    )
-
-
-def give_up(lease: Lease) -> Lease:
-    """To the one that asked, else to nobody."""
-    if lease.checkpoint_owner is None:
-        return replace(lease, owner=None)
-    return replace(lease, checkpoint_owner=None, owner_switches=lease.owner_switches + 1)
+def _read_units(size_bytes: int) -> float:
+    return max(1, -(-size_bytes // 4096)) / 2
 
 
 class FlakyLeaseStore:
@@ -130,6 +124,12 @@ class FlakyLeaseStore:
     async def scan(self) -> list[Lease]:
         return await self._call(self._store.scan)
 
+    async def look(self, part: Part | None = None) -> Look:
+        return await self._call(lambda: self._store.look(part))
+
+    async def named(self, owner: str) -> Names:
+        return await self._call(lambda: self._store.named(owner))
+
     async def get(self, key: str) -> Lease | None:
         return await self._call(lambda: self._store.get(key))
 
@@ -142,17 +142,19 @@ class FlakyLeaseStore:
     async def ask(self, lease: Lease, owner: str) -> Lease | None:
         return await self._call(lambda: self._store.ask(lease, owner), lease)
 
-    async def renew(self, lease: Lease) -> Lease:
-        return await self._call(lambda: self._store.renew(lease), lease)
-
-    async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
-        return await self._call(lambda: self._store.checkpoint(lease, checkpoint), lease)
+    async def renew(
+        self, lease: Lease, checkpoint: Checkpoint | None = None, throughput_kbps: float | None = None
+    ) -> Lease:
+        return await self._call(lambda: self._store.renew(lease, checkpoint, throughput_kbps), lease)
 
     async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
         return await self._call(lambda: self._store.end(lease, child_keys), lease)
 
-    async def release(self, lease: Lease) -> bool:
-        return await self._call(lambda: self._store.release(lease), lease)
+    async def withdraw(self, lease: Lease) -> bool:
+        return await self._call(lambda: self._store.withdraw(lease), lease)
+
+    async def release(self, lease: Lease, checkpoint: Checkpoint | None = None, to: str | None = None) -> Lease | None:
+        return await self._call(lambda: self._store.release(lease, checkpoint, to), lease)
 
     async def delete(self, lease: Lease) -> bool:
         return await self._call(lambda: self._store.delete(lease), lease)
@@ -187,7 +189,7 @@ class FlakyLeaseStore:
         """One write arrives after its caller gave up, so nobody is there to look why its condition fails."""
         await asyncio.sleep(late_by_s)
         current = await self._store.get(base.key) if base is not None else None
-        if base is not None and (current is None or not is_as_read(base, current)):
+        if base is not None and (current is None or not writes.is_unchanged(base, current)):
             return
         try:
             await step()

@@ -11,6 +11,7 @@ from tests.fakes.lease_store import MemoryLeaseStore
 from tests.sim.fleet import SETTINGS, Fleet, Process, now_s
 from tidegate.errors import Transient
 from tidegate.leases import Hold, Lease, at, plain_leases
+from tidegate.leases.writes import renewed
 from tidegate.settings import LeaseSettings
 
 KEYS = [f"shard-{index}" for index in range(6)]
@@ -120,7 +121,7 @@ class Hurdles(MemoryLeaseStore):
             await wait(asyncio.Event(), SETTINGS.request_timeout_s)
             await late
         if len(self.asked_s) <= self.overtaken:
-            self._put(self.leases[lease.key])
+            self.leases[lease.key] = renewed(self.leases[lease.key])
         return await super().ask(lease, owner)
 
     async def take(self, lease: Lease, owner: str) -> Lease | None:

@@ -185,16 +185,17 @@ async def test_the_one_that_asked_is_killed() -> None:
 
 
 async def test_the_one_that_asked_is_told_to_stop() -> None:
-    """It waits for the answer and gives the lease back at once."""
+    """It waits for the answer and gives the lease to another at once."""
     busy = Busy(16, leases=2)
     old = await busy.alone()
     new = busy.fleet.start("new")
     asked_s = now_s()
     key = await busy.until_wanted()
     await new.shut_down()
-    assert busy.fleet.table.leases[key].owner is None
+    assert busy.fleet.table.leases[key].owner == "old"
     await busy.fleet.until(lambda: old.held() == busy.keys(), PLAN_S, "back again")
-    assert busy.longest_pause_s(asked_s) <= PLAN_S + 0.5
+    # Two moves, one after the other: the first is noticed by a look at the lease, the second by a look at one's name.
+    assert busy.longest_pause_s(asked_s) < SETTINGS.hand_over_look_s + 1.25 * SETTINGS.own_look_s + 0.3
     await busy.fleet.close()
 
 

@@ -1,146 +1,173 @@
-"""The sharing policy: everything gets an owner, loads come within one of each other, and then nothing moves."""
+"""The sharing policy, decision by decision. What whole fleets come to is in `test_leases_fleet`."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tidegate.leases import SHARD_END, Lease, at
 from tidegate.leases.lease import LeaseView
-from tidegate.leases.planner import LeasePlan, Limits, plan, removable, startable
+from tidegate.leases.planner import (
+    LeasePlan,
+    Limits,
+    alone,
+    around,
+    creatable,
+    measure,
+    noticed,
+    parts,
+    place,
+    plan,
+    receiver,
+    removable,
+    spot,
+    startable,
+    with_mine,
+)
 
 LIMITS = Limits(expiry_s=10, max_leases=1000)
 NOW_S = 100.0
 
 
 def view(
-    key: str, owner: str | None = None, *, of: str | None = None, age_s: float = 0.0, ended: bool = False
+    key: str,
+    owner: str | None = None,
+    *,
+    of: str | None = None,
+    age_s: float = 0.0,
+    ended: bool = False,
+    kbps: float | None = None,
 ) -> LeaseView:
     """`of`: the one that works on it while `owner` asks for it."""
-    lease = Lease(key=key, owner=owner, checkpoint_owner=of, checkpoint=SHARD_END if ended else at("1"))
+    checkpoint = SHARD_END if ended else at("1")
+    lease = Lease(key=key, owner=owner, checkpoint_owner=of, checkpoint=checkpoint, throughput_kbps=kbps)
     return LeaseView(lease, NOW_S - age_s)
 
 
-def decide(views: list[LeaseView], me: str = "me", limits: Limits = LIMITS) -> LeasePlan:
-    return plan(views, me, NOW_S, limits, {each.lease.key for each in views})
+def of(owner: str, count: int, *, kbps: float | None = None, age_s: float = 0.0) -> list[LeaseView]:
+    return [view(f"{owner}-{index}", owner, kbps=kbps, age_s=age_s) for index in range(count)]
+
+
+def decide(views: list[LeaseView], me: str = "me", limits: Limits = LIMITS, dice: float = 0.0) -> LeasePlan:
+    """`dice` 0: whatever is possible is done."""
+    return plan(views, me, NOW_S, limits, {each.lease.key for each in views}, lambda: dice)
 
 
 def keys(leases: tuple[Lease, ...]) -> set[str]:
     return {lease.key for lease in leases}
 
 
-Owners = dict[str, str | None]
+# ---------------------------------------------------------------- taking
 
 
-def some_owners(count: int, names: list[str], order: random.Random) -> Owners:
-    return {f"s{index}": order.choice([None, *names]) for index in range(count)}
+def test_free_leases_are_taken_up_to_the_mean_and_the_one_that_passes_it() -> None:
+    views = [view(f"free-{index}") for index in range(4)] + of("other", 3)
+    assert len(decide(views).take) == 4, "of seven, 3.5 each"
+    assert len(decide([*views, *of("me", 1)]).take) == 3
+    assert decide([*views, *of("me", 7)]).take == ()
 
 
-def picture(owners: Owners) -> list[LeaseView]:
-    return [view(key, owner) for key, owner in owners.items()]
-
-
-def assert_balanced(owners: Owners, names: list[str]) -> None:
-    loads = Counter(owners.values())
-    assert loads[None] == 0
-    assert max(loads[name] for name in names) - min(loads[name] for name in names) <= 1
-
-
-@given(st.integers(0, 25), st.integers(1, 6), st.randoms(use_true_random=False))
-def test_a_fleet_converges_and_then_rests(count: int, workers: int, order: random.Random) -> None:
-    """Processes plan one after the other, in any order, from any start."""
-    names = [f"w{index}" for index in range(workers)]
-    owners = some_owners(count, names, order)
-    moves, resting = 0, False
-    while not resting:
-        resting = True
-        for me in order.sample(names, workers):
-            chosen = decide(picture(owners), me)
-            assert len(chosen.ask) <= 1
-            for lease in (*chosen.take, *chosen.ask):
-                owners[lease.key] = me
-                moves += 1
-                resting = False
-        assert moves <= 2 * count, "a lease moves at most once to its first owner and once to its last"
-    assert_balanced(owners, names)
-
-
-@given(st.integers(0, 25), st.integers(1, 6), st.randoms(use_true_random=False))
-def test_processes_that_decide_on_the_same_stale_picture_converge_too(
-    count: int, workers: int, order: random.Random
-) -> None:
-    """Everybody reads, then everybody writes; the first writer wins, as with compare-and-set."""
-    names = [f"w{index}" for index in range(workers)]
-    owners = some_owners(count, names, order)
-    for _ in range(count + 2):
-        seen, taken = picture(owners), set[str]()
-        for me in order.sample(names, workers):
-            chosen = decide(seen, me)
-            fresh = keys((*chosen.take, *chosen.ask)) - taken
-            owners.update(dict.fromkeys(fresh, me))
-            taken |= fresh
-        if not taken:
-            break
-    assert_balanced(owners, names)
-
-
-@given(st.integers(0, 25), st.integers(1, 6), st.randoms(use_true_random=False))
-def test_a_fleet_converges_while_hand_overs_take_their_time(count: int, workers: int, order: random.Random) -> None:
-    """Each asks for one at a time, and those that are asked let go whenever they like."""
-    names = [f"w{index}" for index in range(workers)]
-    owners = some_owners(count, names, order)
-    asked: dict[str, str] = {}
-    moves, resting = 0, False
-    while not resting:
-        resting = not asked
-        for me in order.sample(names, workers):
-            chosen = decide([view(key, owner, of=asked.get(key)) for key, owner in owners.items()], me)
-            may_ask = all(owners[key] != me for key in asked)
-            asked.update((lease.key, lease.owner or "") for lease in chosen.ask if may_ask)
-            for lease in (*chosen.take, *(chosen.ask if may_ask else ())):
-                owners[lease.key] = me
-                moves += 1
-                resting = False
-        for key in order.sample(sorted(asked), order.randint(0, len(asked))):
-            del asked[key]
-        assert moves <= 2 * count
-    assert_balanced(owners, names)
-
-
-def test_a_difference_of_one_is_left_alone() -> None:
-    views = [view("a", "me"), view("b", "other"), view("c", "other")]
-    assert decide(views) == LeasePlan()
-
-
-def test_a_difference_of_two_moves_one() -> None:
-    views = [view("a", "other"), view("b", "other")]
-    assert len(decide(views).ask) == 1
-
-
-def test_expired_leases_are_taken_at_once_up_to_the_fair_share() -> None:
-    dead = [view(f"d{index}", "dead", age_s=10) for index in range(4)]
-    alive = [view("a", "other"), view("b", "me")]
-    assert len(decide([*dead, *alive]).take) == 2
+def test_expired_leases_are_taken_at_once() -> None:
+    views = [*of("dead", 4, age_s=10), *of("other", 1), *of("me", 1)]
+    assert len(decide(views).take) == 2
 
 
 def test_a_lease_is_not_free_before_its_expiry() -> None:
-    assert decide([view("a", "other", age_s=9.99)]) == LeasePlan()
+    assert decide(of("other", 1, age_s=9.99)).take == ()
 
 
-def test_the_most_loaded_owner_is_asked() -> None:
-    rich = [view(f"r{index}", "rich") for index in range(6)]
-    poor = [view(f"p{index}", "poor") for index in range(3)]
-    assert keys(decide(poor + rich).ask) <= {each.lease.key for each in rich}
+def test_a_request_whose_old_owner_is_silent_is_free() -> None:
+    half_done = [view("a", "gone", of="gone too", age_s=10), view("b", None, of="gone too", age_s=10)]
+    assert keys(decide(half_done).take) == {"a", "b"}
+    assert decide([view("a", None, of="still there", age_s=9)]) == LeasePlan()
+
+
+def test_a_heavy_lease_goes_to_who_has_room_but_is_left_to_nobody() -> None:
+    light = [*of("me", 9, kbps=1.0), *of("other", 9, kbps=1.0)]
+    views = [*light, view("heavy", kbps=50.0), view("light", kbps=1.0)]
+    assert keys(decide([view_ for view_ in views if view_.lease.owner != "me"]).take) >= {"heavy"}
+    only = [*light, view("heavy", kbps=50.0)]
+    assert keys(decide(only).take) == {"heavy"}
+
+
+def test_nothing_beyond_the_limits() -> None:
+    views = [view(f"s{index}") for index in range(9)]
+    assert len(decide(views, limits=replace(LIMITS, max_leases=3)).take) == 3
+    assert len(decide(views, limits=replace(LIMITS, take_most=2)).take) == 2
+    full = [view("a", "me"), *of("other", 5)]
+    assert decide(full, limits=replace(LIMITS, max_leases=1)) == LeasePlan()
+    assert len(decide(of("other", 9), limits=replace(LIMITS, ask_most=2)).ask) == 2
+
+
+def test_ended_leases_need_nobody() -> None:
+    assert decide([view("a", ended=True), view("b", "dead", age_s=99, ended=True)]) == LeasePlan()
+
+
+def test_what_may_not_start_is_neither_taken_nor_asked_for() -> None:
+    views = [view("free"), *of("other", 3)]
+    assert plan(views, "me", NOW_S, LIMITS, set(), lambda: 0.0) == LeasePlan()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 10))
+def test_processes_that_know_each_other_reach_for_different_leases(workers: int, each: int) -> None:
+    names = [f"w{index}" for index in range(workers)]
+    free = [view(f"shard-{index}") for index in range(workers * each * 8)]
+    views = free + [view(f"mine-{name}", name) for name in names]
+    reached = Counter(key for me in names for key in keys(decide(views, me, replace(LIMITS, take_most=each)).take))
+    assert reached.total() == workers * each
+    assert reached.total() - len(reached) <= reached.total() / 2
+
+
+# ---------------------------------------------------------------- asking
+
+
+def test_a_difference_of_one_is_left_alone() -> None:
+    assert decide([*of("me", 1), *of("other", 2)]) == LeasePlan()
+
+
+def test_a_difference_of_two_moves_one() -> None:
+    assert len(decide(of("other", 2)).ask) == 1
+
+
+def test_a_tenth_of_the_mean_is_left_alone() -> None:
+    assert decide([*of("me", 46), *of("other", 52), *of("third", 52)]) == LeasePlan(), "52 - 46 - 1 is the band"
+    assert len(decide([*of("me", 44), *of("other", 53), *of("third", 53)]).ask) == 3, "53 - 47 - 1 is the band"
+
+
+def test_who_is_balancing_already_goes_further() -> None:
+    views = [*of("me", 46), *of("other", 52), *of("third", 52)]
+    assert len(decide(views, limits=replace(LIMITS, eager=True)).ask) == 3, "51 - 49 - 1 is within half the band"
+
+
+def test_nobody_asks_for_more_than_it_lacks() -> None:
+    views = [*of("me", 9), *(each for name in "abcdefghi" for each in of(name, 10)), *of("rich", 100)]
+    asked = decide(views).ask
+    assert keys(asked) <= {f"rich-{index}" for index in range(100)}
+    assert len(asked) == 10, "the mean is 19"
+
+
+def test_a_part_of_a_lease_is_asked_for_with_that_probability() -> None:
+    """Two lack half a lease each and both see the same rich one: together they ask for one."""
+    views = [*of("a", 2), *of("b", 2), *of("rich", 4), *of("c", 2)]
+    assert len(decide(views, "a", dice=0.49).ask) == 1
+    assert len(decide(views, "a", dice=0.51).ask) == 0
+
+
+def test_the_lease_that_fits_best_is_asked_for() -> None:
+    views = [view("tiny", "rich", kbps=0.0), view("half", "rich", kbps=30.0), view("huge", "rich", kbps=300.0)]
+    assert keys(decide(views).ask) == {"huge"}
+    views = [*views, view("mine", "me", kbps=300.0), view("extra", "rich", kbps=100.0)]
+    assert "huge" not in keys(decide(views).ask)
 
 
 def test_a_lease_that_is_asked_for_counts_for_the_one_that_asked() -> None:
     views = [view("a", "me", of="other"), view("b", "other"), view("c", "other")]
     assert decide(views) == LeasePlan(), "1 and 2, though the other still works on three"
-    assert decide(views, "third").ask != ()
     assert decide([*views, view("d", "other")]).ask != ()
 
 
@@ -150,31 +177,94 @@ def test_a_lease_that_is_asked_for_is_not_asked_for_again() -> None:
     assert decide(views[:2]) == LeasePlan()
 
 
-def test_a_request_whose_old_owner_is_silent_is_free() -> None:
-    half_done = [view("a", "gone", of="gone too", age_s=10), view("b", None, of="gone too", age_s=10)]
-    assert keys(decide(half_done).take) == {"a", "b"}
-    assert decide([view("a", None, of="still there", age_s=9)]) == LeasePlan()
+# ---------------------------------------------------------------- weight
 
 
-def test_nothing_beyond_the_limit() -> None:
-    views = [view(f"s{index}") for index in range(9)]
-    assert len(decide(views, limits=replace(LIMITS, max_leases=3)).take) == 3
-    full = [view("a", "me"), *(view(f"o{index}", "other") for index in range(5))]
-    assert decide(full, limits=replace(LIMITS, max_leases=1)) == LeasePlan()
+def test_without_measurements_every_lease_weighs_one() -> None:
+    balance = measure([*of("a", 3), *of("me", 1)], "me", NOW_S, 10)
+    assert balance.loads == {"a": 3, "me": 1}
+    assert balance.mean == 2.0
 
 
-def test_ended_leases_need_nobody() -> None:
-    assert decide([view("a", ended=True), view("b", "dead", age_s=99, ended=True)]) == LeasePlan()
+def test_half_of_the_weight_is_the_share_of_what_is_read() -> None:
+    views = [view("busy", "a", kbps=30.0), view("idle", "b", kbps=0.0), view("new", "b")]
+    balance = measure(views, "me", NOW_S, 10)
+    assert [balance.weight(each.lease) for each in views] == [1.0, 0.5, 1.0], "one is no heavier than a share"
+    balance = measure([*views[:2], view("third", "b", kbps=0.0)], "a", NOW_S, 10)
+    assert balance.kbps == 10.0
+    assert balance.loads == {"a": 1.5, "b": 1.0}
 
 
-def test_what_may_not_start_is_neither_taken_nor_asked_for() -> None:
-    views = [view("free"), view("a", "other"), view("b", "other"), view("c", "other")]
-    assert plan(views, "me", NOW_S, LIMITS, set()) == LeasePlan()
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.none() | st.floats(0, 1e6)), min_size=1))
+def test_loads_are_the_sums_of_weights_whatever_was_measured(leases: list[tuple[str, float | None]]) -> None:
+    views = [view(f"s{index}", owner, kbps=kbps) for index, (owner, kbps) in enumerate(leases)]
+    balance = measure(views, "me", NOW_S, 10)
+    for owner in balance.live:
+        weights = [balance.weight(each.lease) for each in views if each.lease.owner == owner]
+        assert abs(balance.loads[owner] - sum(weights)) < 1e-6
+        assert all(0 < weight <= balance.heaviest + 1e-9 for weight in weights)
 
 
-def test_two_processes_reach_for_different_leases_first() -> None:
-    views = [view(f"s{index}") for index in range(20)]
-    assert decide(views, "one").take != decide(views, "two").take
+def test_what_a_part_shows_corrects_the_mean() -> None:
+    names = [f"w{index}" for index in range(10)]
+    balance = measure([each for name in names for each in of(name, 10)], "w0", NOW_S, 10)
+    seen = [*of("w1", 18), *of("w2", 2, age_s=10)]
+    after = noticed(balance, seen, [view("x").lease] * 3, NOW_S, 10)
+    assert after.mean == 10 / 0.9
+    assert after.loads["w0"] == 3
+    assert {each.lease.owner for each in after.free} == {"w2"}
+    assert with_mine(balance, ()).loads["w0"] == 0
+
+
+# ---------------------------------------------------------------- places
+
+
+@given(st.sets(st.text(min_size=1, max_size=8), min_size=1, max_size=60))
+def test_every_part_is_watched_by_three(names: set[str]) -> None:
+    live = sorted(names)
+    watched = Counter(part for me in live for part in parts(me, live))
+    if len(live) <= 3:
+        assert not watched, "everybody watches everything"
+    else:
+        assert {part.total for part in watched} == {len(live)}
+        assert {part.index for part in watched} == set(range(len(live)))
+        assert set(watched.values()) == {3}
+
+
+def test_the_ring_goes_round() -> None:
+    leases = [Lease(key=f"s{index}") for index in range(50)]
+    turned = around(leases, 0.5)
+    spots = [spot(lease.key) for lease in turned]
+    assert sorted(turned, key=lambda lease: lease.key) == sorted(leases, key=lambda lease: lease.key)
+    assert spots == sorted(each for each in spots if each >= 0.5) + sorted(each for each in spots if each < 0.5)
+
+
+def test_who_has_nothing_stands_anywhere_on_the_ring() -> None:
+    """Its number among the others would push them all aside, and several newcomers would have the same."""
+    assert place(alone("me")) == spot("me")
+    assert place(measure(of("a", 1), "b", NOW_S, 10)) == spot("b")
+    assert place(measure([*of("a", 1), *of("b", 1)], "b", NOW_S, 10)) == 0.5
+
+
+def test_who_stops_gives_to_the_less_loaded_of_two() -> None:
+    loads = {"me": 0.0, "a": 5.0, "b": 3.0}
+    assert receiver(loads, "me", lambda: 0.0) == "b"
+    assert receiver({"me": 0.0, "a": 5.0}, "me", lambda: 0.99) == "a"
+    assert receiver({"me": 0.0}, "me", lambda: 0.0) is None
+
+
+@given(st.integers(2, 100), st.integers(0, 2**32))
+def test_what_one_gives_away_is_spread_over_all(others: int, seed: int) -> None:
+    loads = {"me": 0.0, **{f"w{index}": 10.0 for index in range(others)}}
+    dice = random.Random(seed).random
+    for _ in range(3 * others):
+        to = receiver(loads, "me", dice)
+        assert to is not None
+        loads[to] += 1
+    assert max(loads.values()) <= 10 + 3 + 5
+
+
+# ---------------------------------------------------------------- lineage
 
 
 def test_a_child_waits_for_both_parents() -> None:
@@ -183,6 +273,14 @@ def test_a_child_waits_for_both_parents() -> None:
     child = Lease(key="child", parent_keys=frozenset({"one", "two", "long gone"}))
     assert startable([one, two, child]) == {"two"}
     assert startable([one, replace(two, checkpoint=SHARD_END), child]) == {"child"}
+
+
+def test_parents_are_created_before_their_children() -> None:
+    one, two = Lease(key="one"), Lease(key="two")
+    child = Lease(key="child", parent_keys=frozenset({"one", "two", "long gone"}))
+    assert creatable([one, two, child]) == [one, two]
+    assert creatable([two, child]) == [two]
+    assert creatable([child]) == [child]
 
 
 def test_a_finished_lease_goes_when_its_children_are_under_way_and_nobody_names_it() -> None:

@@ -5,10 +5,21 @@ Read `lease` for the values, `planner` for the policy, `hold` for why two proces
 table, in the Kinesis Client Library's format.
 """
 
-from tidegate.leases.coordinator import Coordinator, Discover, Start, owner_name
+from tidegate.leases.coordinator import Coordinator, Start, owner_name
 from tidegate.leases.hold import Hold
-from tidegate.leases.lease import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Checkpoint, Lease, at, plain_leases
-from tidegate.leases.store import DynamoLeaseStore, LeaseStore
+from tidegate.leases.lease import (
+    AT_TIMESTAMP,
+    LATEST,
+    SHARD_END,
+    TRIM_HORIZON,
+    Checkpoint,
+    Lease,
+    Part,
+    at,
+    plain_leases,
+)
+from tidegate.leases.store import DynamoLeaseStore, LeaseStore, Look, Names
+from tidegate.leases.upkeep import Discover
 
 __all__ = [
     "AT_TIMESTAMP",
@@ -22,6 +33,9 @@ __all__ = [
     "Hold",
     "Lease",
     "LeaseStore",
+    "Look",
+    "Names",
+    "Part",
     "Start",
     "at",
     "owner_name",

@@ -5,14 +5,15 @@ The worker runs it with shards, the poller with source partitions; what a task d
 The tree of tasks, and why it ends in this order:
 
     run ─ background group: one renewer per hold        dies last: a draining task still needs its lease
-          └ lease group, under the drain budget: one task per hold, one per lease that we asked another for
+          └ lease group, under the drain budget: one task per hold, one per lease that we asked another for, the inbox
             └ its body: the plan loop                   ends first: nothing new is taken once `stop` is set
 
 A lease's task ends in one of five ways: it returns (the lease is given back), it raises Superseded or its hold is
 lost (quiet), it raises Transient (given back, tried again after a back-off, here or elsewhere), the drain budget
 cancels it (given back), or anything else (the process ends, after giving everything back).
 
-Leases move between live processes by asking, see `handover`; here are both ends of it: `Hold.heed` and `Requests`.
+When the process stops, each lease goes to another live process as soon as its task has ended; see `handover`, also for
+how leases move between processes that go on. What is known of the others is in `watch`, what it follows in `planner`.
 """
 
 from __future__ import annotations
@@ -23,28 +24,30 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
 
 from tidegate import telemetry
 from tidegate.errors import Superseded, Transient
 from tidegate.leases import planner
-from tidegate.leases.handover import Requests, Take, Way
+from tidegate.leases.farewell import Farewell
+from tidegate.leases.handover import Attempts, Requests, Take, Way
 from tidegate.leases.hold import Hold
+from tidegate.leases.inbox import Inbox
 from tidegate.leases.lease import Lease, plain_leases
-from tidegate.leases.observer import Observer
+from tidegate.leases.planning import Planning, Startable
+from tidegate.leases.restarts import Restarts
 from tidegate.leases.store import LeaseStore, in_time
+from tidegate.leases.upkeep import Discover, Upkeep
+from tidegate.leases.watch import Watch
 from tidegate.settings import LeaseSettings
 
 Start = Callable[[Hold], Awaitable[None]]
-Discover = Callable[[], Awaitable[Sequence[Lease]]]
-T = TypeVar("T")
-Startable = Callable[[Sequence[Lease]], frozenset[str]]
 
 log = telemetry.get_logger(__name__)
 
 _TAKEN_EVENTS = {
     Way.TAKE: telemetry.LEASE_TAKEN,
     Way.HAND_OVER: telemetry.LEASE_HANDED_OVER,
+    Way.PUSH: telemetry.LEASE_RECEIVED,
     Way.STEAL: telemetry.LEASE_STOLEN,
 }
 
@@ -69,19 +72,17 @@ class Coordinator:
         self._store = store
         self._owner = owner
         self._settings = settings
-        self._limits = planner.Limits(expiry_s=settings.expiry_s, max_leases=settings.max_leases)
         self._start = start
-        self._discover = discover
-        self._startable = startable
-        self._observer = Observer(owner, settings.expiry_s)
+        self._watch = Watch(store, owner, settings)
+        self._upkeep = Upkeep(store, settings, discover)
+        self._planning = Planning(owner, settings, self._watch, self._upkeep, startable)
+        self._attempts = Attempts()
         self._holds: dict[str, Hold] = {}
-        # Takes whose outcome we do not know: they may still arrive.
-        self._unsure: set[str] = set()
-        self._rest = _Rest(settings)
-        self._wanted: frozenset[str] | None = None
-        self._discover_due_s = float("-inf")
+        # Being taken: two of our own takes at once would each pass for the other.
+        self._taking: set[str] = set()
+        self._restarts = Restarts(settings)
         self._wake = asyncio.Event()
-        self._stopping = False
+        self._farewell = Farewell(store, owner, settings, self._watch)
 
     @classmethod
     def for_keys(
@@ -102,6 +103,11 @@ class Coordinator:
     def holds(self) -> Mapping[str, Hold]:
         """What this process holds, or is just letting go of, by key."""
         return self._holds
+
+    @property
+    def read_units(self) -> float:
+        """What looking at the table has cost so far, in DynamoDB's read units."""
+        return self._watch.read_units
 
     async def run(self, stop: asyncio.Event) -> None:
         """Share the work until `stop` is set, then drain.
@@ -126,120 +132,124 @@ class Coordinator:
         async with asyncio.TaskGroup() as tasks:
             tell = tasks.create_task(self._tell_stop(stop, budget))
 
-            async def take(lease: Lease, way: Way, sent_s: float) -> bool:
-                hold = await self._take(lease, way, sent_s)
+            async def take(lease: Lease, way: Way, read_s: float) -> bool:
+                hold = await self._take(lease, way, read_s)
                 if hold is None:
                     return False
                 background.create_task(hold.keep(), name=f"renew {hold.key}")
                 tasks.create_task(self._serve(hold), name=f"lease {hold.key}")
                 return True
 
-            requests = Requests(self._store, self._owner, self._settings, self._observer, take, tasks)
+            requests = Requests(self._store, self._owner, self._settings, self._watch, self._attempts, take, tasks)
+            inbox = Inbox(
+                self._owner,
+                self._settings,
+                self._watch,
+                self._holds,
+                self._attempts,
+                may_start=self._may_start,
+                farewell=self._farewell,
+            )
+            tasks.create_task(inbox.run(stop, take, requests), name="inbox")
             while not stop.is_set():
+                is_woken = self._wake.is_set()
                 self._wake.clear()
                 try:
-                    await self._plan_once(take, requests)
+                    await self._plan_once(take, requests, is_woken=is_woken)
                     self.planned.set()
+                    next_s = self._watch.next_s()
                 except Transient as error:
                     log.warning(telemetry.LEASE_PLAN_FAILED, error=str(error))
-                await self._wait_for_next_plan(requests)
+                    next_s = _now_s() + self._settings.plan_interval_s * random.uniform(0.75, 1.25)
+                await self._wait_for_next_plan(next_s)
             await tell
 
     async def _tell_stop(self, stop: asyncio.Event, budget: asyncio.Timeout) -> None:
         await stop.wait()
-        self._stopping = True
+        self._farewell.begin()
         budget.reschedule(_now_s() + self._settings.drain_budget_s)
         for hold in self._holds.values():
             hold.stop.set()
         self._wake.set()
 
-    async def _wait_for_next_plan(self, requests: Requests) -> None:
-        """One interval, jittered so that processes spread out; less when woken, or when a lease may expire before."""
-        now_s = _now_s()
-        next_s = now_s + self._settings.plan_interval_s * random.uniform(0.75, 1.25)
+    async def _wait_for_next_plan(self, until_s: float) -> None:
+        """Until then, or until woken; never so short that looks would follow each other without a pause."""
+        pause_s = 0.2 * self._settings.plan_interval_s
+        least_s = _now_s() + pause_s
         try:
-            busy = self._holds.keys() | requests.keys
-            async with asyncio.timeout_at(min(next_s, self._observer.next_expiry_s(now_s, busy))):
+            async with asyncio.timeout_at(max(until_s, least_s)):
                 await self._wake.wait()
         except TimeoutError:
             return
+        if not self._farewell.is_on:
+            await asyncio.sleep(max(0.0, least_s - _now_s()))
 
     # ------------------------------------------------------------------ planning
 
-    async def _plan_once(self, take: Take, requests: Requests) -> None:
-        """Read the table, decide, take what is free, ask for what is not. Raises Transient when the store or
-        discovery fails."""
-        read_s = _now_s()
-        leases = await self._read_table()
-        self._heed(leases, requests)
-        now_s = _now_s()
-        busy = self._holds.keys() | requests.keys
-        views = self._observer.look(leases, now_s, busy)
-        startable = self._startable(leases) - self._rest.keys(now_s) - busy
-        plan = planner.plan(views, self._owner, now_s, self._limits, startable)
-        for lease in plan.take:
-            if self._stopping:
-                return
-            way = requests.way_of(lease) if lease.owner == self._owner else Way.TAKE
-            await take(lease, way, read_s if lease.key in self._unsure else _now_s())
-        if not self._stopping:
+    async def _plan_once(self, take: Take, requests: Requests, *, is_woken: bool) -> None:
+        """Decide, take what is free, ask for what is not. Raises Transient when the store or discovery fails."""
+        mine = [*(hold.lease for hold in self._holds.values()), *requests.leases]
+        resting = self._restarts.keys(_now_s())
+        plan = await self._planning.plan(mine, resting, len(requests.keys), is_woken=is_woken)
+        size = self._settings.parallel_writes
+        for start in range(0, len(plan.take), size):
+            some = plan.take[start : start + size]
+            async with asyncio.TaskGroup() as group:
+                tries = [group.create_task(self._try(take, lease)) for lease in some]
+            if 2 * sum(each.result() for each in tries) < len(some):
+                return  # others are at it: look again first
+        if not self._farewell.is_on:
             requests.ask(plan.ask)
 
-    def _heed(self, leases: Sequence[Lease], requests: Requests) -> None:
-        """Requests that the table shows: for what we hold, and in our name."""
-        for lease in leases:
-            if hold := self._holds.get(lease.key):
-                hold.heed(lease)
-            elif not self._stopping:
-                requests.adopt(lease)
+    async def _try(self, take: Take, lease: Lease) -> bool:
+        """Take one lease of the plan; a failure is this lease's, and the next plan sees what came of it."""
+        if self._farewell.is_on:
+            return False
+        way = self._attempts.way_of(lease) if lease.owner == lease.holder == self._owner else Way.TAKE
+        try:
+            return await take(lease, way, self._planning.read_s)
+        except Transient as error:
+            log.warning(telemetry.LEASE_WRITE_FAILED, lease=lease.key, error=str(error))
+            return False
 
-    async def _read_table(self) -> list[Lease]:
-        """Every lease, after creating those that discovery names and removing those that nobody needs."""
-        leases = await self._in_time(self._store.scan())
-        if self._discover is not None and _now_s() >= self._discover_due_s:
-            wanted = await self._discover()
-            known = {lease.key for lease in leases}
-            absent = [lease for lease in wanted if lease.key not in known]
-            for lease in absent:
-                if await self._in_time(self._store.create(lease)):
-                    log.info(telemetry.LEASE_CREATED, lease=lease.key)
-            self._wanted = frozenset(lease.key for lease in wanted)
-            self._discover_due_s = _now_s() + self._settings.discover_interval_s
-            leases = await self._in_time(self._store.scan()) if absent else leases
-        if self._wanted is not None:
-            for lease in planner.removable(leases, self._wanted | self._holds.keys()):
-                if await self._in_time(self._store.delete(lease)):
-                    log.info(telemetry.LEASE_DELETED, lease=lease.key)
-        return leases
+    async def _may_start(self, lease: Lease) -> bool:
+        """Whether work on a lease that was given to us may begin; a fleet of KCL assigns children before their time."""
+        parents = [] if lease.checkpoint.is_number else [await self._watch.get(key) for key in lease.parent_keys]
+        return self._planning.may_start(lease, [parent for parent in parents if parent is not None])
 
-    async def _take(self, lease: Lease, way: Way, sent_s: float) -> Hold | None:
+    async def _take(self, lease: Lease, way: Way, read_s: float) -> Hold | None:
         """Take one lease; None when another was faster, or when we would take by force only to let go.
 
-        Our belief counts from `sent_s`: not after the take was sent, nor after an earlier one that may arrive instead.
+        Our belief counts from the moment the take was sent; from `read_s`, when the lease was read, if an earlier
+        take of ours may arrive instead.
         """
-        if way is Way.STEAL and self._stopping:
+        key = lease.key
+        if key in self._holds or key in self._taking or (way is Way.STEAL and self._farewell.is_on):
             return None
-        self._unsure.add(lease.key)
-        taken = await self._in_time(self._store.take(lease, self._owner))
-        self._unsure.discard(lease.key)
+        self._taking.add(key)
+        try:
+            sent_s = read_s if self._attempts.is_unsure(key) else _now_s()
+            self._attempts.take(lease, way)
+            taken = await in_time(self._store.take(lease, self._owner), self._settings.request_timeout_s)
+            self._attempts.settle(key)
+        finally:
+            self._taking.discard(key)
         if taken is None:
+            telemetry.LEASE_CONFLICTS.labels("take").inc()
             return None
         # A live owner may believe in the lease for one more patience.
         starts_s = _now_s() + self._settings.patience_s if way is Way.STEAL else sent_s
         hold = Hold(self._store, taken, self._settings, sent_s=sent_s, starts_s=starts_s)
-        self._holds[hold.key] = hold
-        if self._stopping:
+        self._holds[key] = hold
+        if self._farewell.is_on:
             hold.stop.set()
         if way is Way.HAND_OVER:
+            self._watch.stir()
             self._wake.set()  # it may be time to ask for the next
         telemetry.LEASES_HELD.inc()
         telemetry.LEASES_TAKEN.labels(way.value).inc()
-        log.info(_TAKEN_EVENTS[way], lease=hold.key, counter=hold.counter, previous_owner=lease.holder)
+        log.info(_TAKEN_EVENTS[way], lease=key, counter=hold.counter, previous_owner=lease.holder)
         return hold
-
-    async def _in_time(self, call: Awaitable[T]) -> T:
-        """A call that hangs must not keep us from taking over somebody's leases; its outcome is then unknown."""
-        return await in_time(call, self._settings.request_timeout_s)
 
     # ------------------------------------------------------------------ one lease's task
 
@@ -249,7 +259,8 @@ class Coordinator:
             began_s = _now_s()
             await self._work(hold)
             if hold.lease.is_ended:
-                self._discover_due_s = float("-inf")
+                self._upkeep.hurry()
+                self._watch.stir()
             elif not hold.stop.is_set():
                 self._back_off(hold, began_s, "its task returned without being asked")
         except* Superseded as lost:
@@ -259,7 +270,7 @@ class Coordinator:
             self._back_off(hold, began_s, _first_line(failed))
         finally:
             try:
-                await hold.release()
+                self._farewell.gave(await hold.release(self._farewell.receiver(hold.lease)))
             finally:
                 del self._holds[hold.key]
                 telemetry.LEASES_HELD.dec()
@@ -275,28 +286,8 @@ class Coordinator:
             watch.cancel()
 
     def _back_off(self, hold: Hold, began_s: float, error: str) -> None:
-        delay_s = self._rest.after_failure(hold.key, began_s, _now_s())
+        delay_s = self._restarts.after_failure(hold.key, began_s, _now_s())
         log.warning(telemetry.LEASE_RESTARTING, lease=hold.key, delay_s=round(delay_s, 3), error=error)
-
-
-class _Rest:
-    """Which leases failed here lately, and until when this process leaves them alone."""
-
-    def __init__(self, settings: LeaseSettings) -> None:
-        self._settings = settings
-        # By key: failures in a row, and the loop time until which it rests.
-        self._failures: dict[str, tuple[int, float]] = {}
-
-    def keys(self, now_s: float) -> set[str]:
-        return {key for key, (_, until_s) in self._failures.items() if now_s < until_s}
-
-    def after_failure(self, key: str, began_s: float, now_s: float) -> float:
-        """The delay before the next try: doubling, jittered. A long good run starts it afresh."""
-        longest_s = self._settings.restart_delay_max_s
-        in_a_row = 0 if now_s - began_s > longest_s else self._failures.get(key, (0, 0.0))[0]
-        delay_s = min(self._settings.restart_delay_s * 2.0 ** min(in_a_row, 32), longest_s) * random.uniform(0.5, 1.0)
-        self._failures[key] = (in_a_row + 1, now_s + delay_s)
-        return delay_s
 
 
 async def _until_lost(hold: Hold) -> None:

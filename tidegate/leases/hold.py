@@ -1,7 +1,8 @@
 """A lease while we have it: its fencing token, its deadline, and the only way to move its checkpoint.
 
 Who calls: the coordinator makes a hold after a take and runs `keep`; the lease's task calls `check` before it
-writes to the outside world and `checkpoint` after. Who waits: nobody longer than one request time-out.
+writes to the outside world and `advance` after, which the next renewal takes to the table: a checkpoint costs no write
+of its own. Who waits: nobody; whoever needs it written now awaits `checkpoint`, for one request time-out at most a try.
 
 Why two processes never believe in one lease at the same time: others call it free when they saw its counter stand
 still for `expiry_s` on their own clock. Our belief ends `patience_s` (less than that) after we *sent* the last write
@@ -24,6 +25,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from tidegate import telemetry
 from tidegate.errors import Superseded, Transient
 from tidegate.leases.lease import Checkpoint, Lease
+from tidegate.leases.meter import Meter
 from tidegate.leases.store import LeaseStore, in_time
 from tidegate.settings import LeaseSettings
 
@@ -46,6 +48,9 @@ class Hold:
         self._lease = lease
         self._settings = settings
         self._renewed_s = sent_s
+        # What is done and not written yet.
+        self._advanced: Checkpoint | None = None
+        self._meter = Meter(lease.throughput_kbps, sent_s)
         # When the first write at the present counter was sent, while none of them is known to have succeeded.
         self._unanswered_s: float | None = None
         # A renewal and a checkpoint that raced each other on the counter would each take the other for a stranger.
@@ -80,8 +85,11 @@ class Hold:
     def heed(self, lease: Lease) -> None:
         """Look at the lease as just read or written: if it is asked for, be graceful from now on.
 
-        Not before work may begin: until then we may not give the lease on, so letting go would help nobody.
+        Not before work may begin: until then we may not give the lease on, so letting go would help nobody. A later
+        epoch says that another took it.
         """
+        if lease.epoch > self.epoch:
+            self.fence(f"{lease.holder} took it")
         is_wanted = lease.checkpoint_owner is not None and lease.holder == self._lease.holder
         if is_wanted and lease.epoch == self.epoch and not self.stop.is_set() and _now_s() >= self.starts_s:
             log.info(telemetry.LEASE_WANTED, lease=self.key, by=lease.owner)
@@ -96,22 +104,33 @@ class Hold:
         telemetry.LEASES_LOST.inc()
         log.warning(telemetry.LEASE_LOST, lease=self.key, counter=self.counter, reason=reason)
 
-    async def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Say that everything up to `checkpoint` is done. Never goes back; counts as a renewal.
+    def advance(self, checkpoint: Checkpoint) -> None:
+        """Say that everything up to `checkpoint` is done. Written with the next renewal, or when the lease is given up.
 
-        Raises ValueError when `checkpoint` is before the present one (a bug of the caller), Superseded when the lease
-        is lost, Transient when the store did not answer `checkpoint_attempts` times.
+        Never goes back: raises ValueError when `checkpoint` is before an earlier one (a bug of the caller). Says
+        nothing about whether the lease is still ours; when it is not, this is never written.
         """
-        if checkpoint == self._lease.checkpoint:
+        reached = self._advanced or self._lease.checkpoint
+        if checkpoint < reached:
+            raise ValueError(f"lease {self.key}: checkpoint {checkpoint} is before {reached}")
+        if checkpoint != self._lease.checkpoint:
+            self._advanced = checkpoint
+
+    def note_read(self, size_bytes: int) -> None:
+        """So many bytes more were read under this lease; 0 when there was nothing. Leases are balanced by it."""
+        self._meter.note(size_bytes)
+
+    async def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """As `advance`, and written when this returns. Counts as a renewal.
+
+        Raises ValueError as `advance`, Superseded when the lease is lost, Transient when the store did not answer
+        `checkpoint_attempts` times; then the checkpoint is written with the next renewal.
+        """
+        self.advance(checkpoint)
+        if self._advanced is None:
             self.check()
             return
-
-        async def advance(lease: Lease) -> Lease:
-            if checkpoint < lease.checkpoint:
-                raise ValueError(f"lease {self.key}: checkpoint {checkpoint} is before {lease.checkpoint}")
-            return await self._store.checkpoint(lease, checkpoint)
-
-        await self._persist(advance)
+        await self._persist(self._renew)
 
     async def end(self, children: Sequence[Lease] = ()) -> None:
         """The shard is finished: create the children's leases if absent, then write SHARD_END. The task returns next.
@@ -121,6 +140,7 @@ class Hold:
         """
 
         async def finish(lease: Lease) -> Lease:
+            self._advanced = None  # SHARD_END is behind everything
             for child in children:
                 await self._store.create(child)
             return await self._store.end(lease, [child.key for child in children])
@@ -130,7 +150,14 @@ class Hold:
 
     async def renew(self) -> None:
         """One try to keep the lease. Raises Superseded when it is lost, Transient when the outcome is unknown."""
-        await self._write(self._store.renew)
+        await self._write(self._renew)
+
+    async def _renew(self, lease: Lease) -> Lease:
+        advanced = self._advanced
+        renewed = await self._store.renew(lease, advanced, self._meter.sample(_now_s()))
+        if self._advanced is advanced:
+            self._advanced = None  # else there is more by now
+        return renewed
 
     async def keep(self) -> None:
         """Renew until the hold is closed; fence it when its deadline passes. Never raises for a lost lease."""
@@ -149,32 +176,43 @@ class Hold:
                 log.warning(telemetry.LEASE_WRITE_FAILED, lease=self.key, error=str(error))
                 retry_s = _now_s() + random.uniform(0, self._settings.renew_retry_s)
 
-    async def release(self) -> bool:
+    async def release(self, to: str | None = None) -> Lease | None:
         """Close the hold and give the lease up: from here on another may work, so our task must have ended.
 
-        It goes to the one that asked for it, else to nobody. False when it was lost, or will expire instead: the
-        store did not answer, or the one we stole it from may still believe in it and a next owner would not know.
+        It goes to the one that asked for it, else `to` a live process if one is named, else to nobody; what `advance`
+        said last is written in the same step. Returns the lease as it was left; None when it was lost, or will expire
+        instead: the store did not answer, or the one we stole it from may still believe in it and a next owner would
+        not know.
         """
         if self._closed.is_set():
-            return False
+            return None
         self._closed.set()
         if _now_s() < self.starts_s:
-            return False
+            return None
         try:
-            released = await in_time(self._release(), self._settings.request_timeout_s)
+            left = await in_time(self._release(to), self._settings.request_timeout_s)
         except Transient as error:
             log.warning(telemetry.LEASE_WRITE_FAILED, lease=self.key, error=str(error))
-            return False
-        if released:
-            log.info(telemetry.LEASE_RELEASED, lease=self.key)
-        return released
+            return None
+        if left is not None:
+            self._note_release(left.owner, to)
+        return left
 
-    async def _release(self) -> bool:
+    def _note_release(self, owner: str | None, to: str | None) -> None:
+        """Say and count whom the lease went to; `to` is whom we chose."""
+        if owner is not None and owner == to:
+            telemetry.LEASES_GIVEN.labels("push").inc()
+            log.info(telemetry.LEASE_PUSHED, lease=self.key, to=to)
+        else:
+            telemetry.LEASES_GIVEN.labels("free" if owner is None else "hand_over").inc()
+            log.info(telemetry.LEASE_RELEASED, lease=self.key)
+
+    async def _release(self, to: str | None) -> Lease | None:
         """Tries until it works: whoever waits for the lease would else wait for its expiry."""
         async with self._lock:
             while True:
                 try:
-                    return await self._store.release(self._lease)
+                    return await self._store.release(self._lease, self._advanced, to)
                 except Transient as error:
                     log.warning(telemetry.LEASE_WRITE_FAILED, lease=self.key, error=str(error))
                 await asyncio.sleep(random.uniform(0, self._settings.renew_retry_s))
@@ -198,14 +236,16 @@ class Hold:
                 self._unanswered_s = now_s
             limit_s = min(now_s + self._settings.request_timeout_s, self.deadline_s)
             try:
-                with telemetry.LEASE_RENEW_SECONDS.time():
-                    async with asyncio.timeout_at(limit_s):
-                        self._lease = await write(self._lease)
+                async with asyncio.timeout_at(limit_s):
+                    self._lease = await write(self._lease)
             except TimeoutError:
                 raise Transient(f"no reply in time for lease {self.key}") from None
             except Superseded as error:
                 self.fence(str(error))
                 raise
+            done_s = _now_s()
+            telemetry.LEASE_RENEW_SECONDS.observe(done_s - now_s)
+            telemetry.LEASE_MARGIN_SECONDS.observe(self.deadline_s - done_s)
             self._renewed_s, self._unanswered_s = self._unanswered_s, None
             self.heed(self._lease)
 

@@ -65,6 +65,7 @@ def lease_of(item: Item) -> Lease:
         ending_hash_key=text("endingHashKey"),
         epoch=number("tidegateEpoch"),
         checkpoint_owner=text("checkpointOwner"),
+        throughput_kbps=float(item["throughputKBps"]["N"]) if "throughputKBps" in item else None,
     )
 
 
@@ -88,9 +89,25 @@ def item_of(lease: Lease) -> dict[str, Attribute]:
     for name, keys in (("parentShardId", lease.parent_keys), ("childShardIds", lease.child_keys)):
         if keys:
             item[name] = {"SS": sorted(keys)}
+    if lease.throughput_kbps is not None:
+        item["throughputKBps"] = {"N": str(lease.throughput_kbps)}
     if lease.epoch:
         item["tidegateEpoch"] = {"N": str(lease.epoch)}
     return item
+
+
+def size_of(item: Item) -> int:
+    """About how many bytes DynamoDB counts for the item: names and values, 1 for a short number."""
+    return sum(len(name) + sum(map(_size, value.values())) for name, value in item.items())
+
+
+def _size(content: object) -> int:
+    """Items may hold attributes of every type: not all are ours."""
+    if isinstance(content, Mapping):
+        return sum(len(name) + _size(value) for name, value in content.items())
+    if isinstance(content, list):
+        return sum(map(_size, content))
+    return len(content) if isinstance(content, str | bytes) else 1
 
 
 def swap(before: Lease, after: Lease) -> dict[str, Any]:

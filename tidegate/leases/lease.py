@@ -19,7 +19,7 @@ _WORD_RANK = {"AT_TIMESTAMP": 0, "TRIM_HORIZON": 1, "LATEST": 2, "SHARD_END": 4}
 _NUMBER_RANK = 3
 
 
-class Checkpoint(Struct, frozen=True):
+class Checkpoint(Struct, frozen=True, gc=False):
     """A place in one feed: everything up to and including it is done.
 
     `position` is what KCL's `checkpoint` attribute holds: TRIM_HORIZON, LATEST, AT_TIMESTAMP, SHARD_END or a
@@ -85,13 +85,14 @@ def at(sequence_number: str, sub_sequence: int = 0) -> Checkpoint:
     return Checkpoint(sequence_number, sub_sequence)
 
 
-class Lease(Struct, frozen=True, kw_only=True):
+class Lease(Struct, frozen=True, kw_only=True, gc=False):
     """One item of the lease table, as last read or written.
 
     `owner` None means unassigned. `owner_switches` counts takes since the last checkpoint. `parent_keys` and
     `child_keys` are the lineage of a resharded shard; the hash keys are 128-bit decimals. `epoch` is ours, not
     KCL's: it rises by one at every take and, unlike the counter, stays put while a lease is held.
     `checkpoint_owner` is set while a hand-over is asked for: it is the one that works, and `owner` is the next.
+    `throughput_kbps` is what was read under it lately, KiB/s as a moving average; None while nobody measured.
     """
 
     key: str
@@ -105,6 +106,7 @@ class Lease(Struct, frozen=True, kw_only=True):
     ending_hash_key: str | None = None
     epoch: int = 0
     checkpoint_owner: str | None = None
+    throughput_kbps: float | None = None
 
     @property
     def holder(self) -> str | None:
@@ -114,10 +116,10 @@ class Lease(Struct, frozen=True, kw_only=True):
     @property
     def is_ended(self) -> bool:
         """Nothing is left to do under this lease; it waits for its clean-up."""
-        return self.checkpoint.is_end
+        return self.checkpoint.position == "SHARD_END"
 
 
-class LeaseView(Struct, frozen=True):
+class LeaseView(Struct, frozen=True, gc=False):
     """A lease, and the observer's own monotonic time (seconds) at which it last saw the counter move.
 
     `moved_s` of minus infinity means: known to be free, whatever the owner attribute says.
@@ -129,6 +131,13 @@ class LeaseView(Struct, frozen=True):
     def is_live(self, now_s: float, expiry_s: float) -> bool:
         """True while somebody must be assumed to hold it: there is a holder, and the counter moved recently."""
         return self.lease.holder is not None and now_s - self.moved_s < expiry_s
+
+
+class Part(Struct, frozen=True):
+    """One of `total` parts of the table, of about the same size; `index` counts from 0."""
+
+    index: int
+    total: int
 
 
 def plain_leases(keys: Iterable[str], epoch: int = 0) -> list[Lease]:

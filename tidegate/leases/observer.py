@@ -1,65 +1,81 @@
 """What one process has seen of the others: when each lease's counter last moved, on the observer's own clock.
 
 Pure: the time is passed in. It is the time *after* the table was read, so a counter moved no later than noted and
-an expiry is never judged too early.
+an expiry is never judged too early. A read that lags behind shows an old counter, which makes a lease look older than
+it is; whoever takes it then fails its compare-and-set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-
-from msgspec import Struct
+from typing import NamedTuple
 
 from tidegate.leases.lease import Lease, LeaseView
 
 
-class _Sight(Struct, frozen=True):
-    holder: str | None
-    counter: int
-    moved_s: float
+class Sight(NamedTuple):
+    """One look: the views of the leases that are not ended, and what little most looks come to.
+
+    `oldest_s`: when the counter that stands still longest was seen to move, among those that others hold; infinity if
+    there is none. `is_calm`: every lease has an owner, so until `oldest_s` is an expiry ago there is nothing to do.
+    """
+
+    views: list[LeaseView]
+    oldest_s: float
+    is_calm: bool
 
 
 class Observer:
-    """Remembers one look at the table until the next."""
+    """Remembers when each lease moved, from one look at the table, or at a part of it, to the next."""
 
-    def __init__(self, me: str, expiry_s: float) -> None:
+    def __init__(self, me: str) -> None:
         self._me = me
-        self._expiry_s = expiry_s
-        self._sights: dict[str, _Sight] = {}
+        self._sights: dict[str, LeaseView] = {}
 
-    def look(self, leases: Sequence[Lease], now_s: float, held: Collection[str]) -> list[LeaseView]:
-        """Views of a table just read. A lease seen for the first time moved now; what `held` names is live.
+    def look(self, leases: Sequence[Lease], now_s: float, held: Collection[str]) -> Sight:
+        """Views of leases just read. A lease seen for the first time moved now; what `held` names is live.
 
         A lease in my name that I do not hold is free: no other process writes under my name.
         """
-        self._sights = {lease.key: self._sighted(lease, now_s) for lease in leases}
         views: list[LeaseView] = []
+        see = views.append
+        oldest_s, is_calm = float("inf"), True
+        me, sights = self._me, self._sights
         for lease in leases:
-            moved_s = self._sights[lease.key].moved_s
-            if lease.key in held:
-                moved_s = now_s
-            elif lease.owner == lease.holder == self._me:
-                moved_s = float("-inf")
-            views.append(LeaseView(lease, moved_s))
-        return views
+            key = lease.key
+            view = sights.get(key)
+            if view is None or view.lease.counter != lease.counter:
+                view = sights[key] = LeaseView(lease, now_s)
+            elif view.lease is not lease:
+                view = sights[key] = _sighted(view, lease, now_s)
+            if lease.checkpoint.position == "SHARD_END":
+                continue
+            if key in held:
+                view = LeaseView(lease, now_s)
+            elif (holder := lease.checkpoint_owner or lease.owner) is None:
+                is_calm = False
+            elif holder == me:
+                view = LeaseView(lease, float("-inf"))
+                is_calm = False
+            elif view.moved_s < oldest_s:
+                oldest_s = view.moved_s
+            see(view)
+        return Sight(views, oldest_s, is_calm)
 
     def glance(self, lease: Lease, now_s: float) -> LeaseView:
         """The view of one lease, read by itself between two looks at the table."""
-        sight = self._sights[lease.key] = self._sighted(lease, now_s)
-        return LeaseView(lease, sight.moved_s)
+        view = self._sights[lease.key] = _sighted(self._sights.get(lease.key), lease, now_s)
+        return view
 
-    def _sighted(self, lease: Lease, now_s: float) -> _Sight:
-        """Asking for a hand-over moves neither the holder nor the counter: a silent holder's time runs on."""
-        before = self._sights.get(lease.key)
-        if before is not None and (before.holder, before.counter) == (lease.holder, lease.counter):
-            return before
-        return _Sight(lease.holder, lease.counter, now_s)
+    def forget_but(self, leases: Sequence[Lease]) -> None:
+        """The whole table is `leases`: what is not among them is gone."""
+        if len(self._sights) > len(leases):
+            keys = {lease.key for lease in leases}
+            self._sights = {key: view for key, view in self._sights.items() if key in keys}
 
-    def next_expiry_s(self, now_s: float, held: Collection[str]) -> float:
-        """When the next lease of another process would expire, if its counter stands still; infinity if none could."""
-        expiries_s = (
-            sight.moved_s + self._expiry_s
-            for key, sight in self._sights.items()
-            if sight.holder is not None and key not in held
-        )
-        return min((expiry_s for expiry_s in expiries_s if expiry_s > now_s), default=float("inf"))
+
+def _sighted(before: LeaseView | None, lease: Lease, now_s: float) -> LeaseView:
+    """Asking for a hand-over moves neither the holder nor the counter: a silent holder's time runs on."""
+    if before is None or before.lease.counter != lease.counter or before.lease.holder != lease.holder:
+        return LeaseView(lease, now_s)
+    return LeaseView(lease, before.moved_s)

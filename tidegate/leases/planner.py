@@ -1,79 +1,322 @@
 """Which leases should I have? Values in, values out: the whole policy of sharing work is on this page.
 
-Every process plans for itself and for itself only, from the same table, without a leader:
+Every process plans for itself and for itself only, from the same table, without a leader.
 
-1. A lease that is free (no owner, or its counter stood still for the expiry time) is *taken* at once, up to my
-   fair share, ceil(leases / workers).
-2. When nothing is free for me, I *ask* the most loaded process for one lease, and only if it has at least two
-   more than I have. A difference of one is the dead band: without it two processes would pass the odd lease to
-   and fro for ever. With it, every lease that moves lowers the sum of the squared loads, so asking ends.
+*Weight.* Half of a lease's weight is that it exists, half is its share of what is read; without measurements every
+lease weighs 1. A process's load is the sum of its leases' weights, the mean load is what each should have.
 
-A lease that is asked for counts for the one that asked. One at a time keeps two hungry processes from emptying a third.
+1. *Take.* A lease that is free (no owner, or its counter stood still for the expiry time) is taken at once while my
+   load is below the mean. So as long as a lease is free, somebody is below the mean and takes it. Leases lie on a
+   ring (by a hash of their key) and so do the processes; each takes those that follow its own place, so that many who
+   look at the same time rarely reach for the same lease.
+2. *Ask.* When nothing is free, who is below the mean asks processes that have more for a lease, but only where the one
+   that is asked still has more afterwards, by more than the *dead band*. Without it two processes would pass a lease
+   to and fro for ever; with it, every move lowers the sum of the squared loads by more than noise can raise it. Each
+   asks for no more than it lacks, and for a part of a lease with that probability: what all who lack something ask
+   for together is then what others have too much, and nobody is emptied by a crowd.
+
+A lease that is asked for counts for the one that asked.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Collection, Sequence
+from bisect import bisect
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
+from zlib import crc32
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from tidegate.leases.lease import Lease, LeaseView
+from tidegate.leases.lease import Lease, LeaseView, Part
 
-# The one that is asked must be left with no fewer leases than the one that asks then has.
-_DEAD_BAND = 1
+Dice = Callable[[], float]
+
+# Of the mean load: to balance further would move leases for next to nothing.
+_BAND = 0.1
+# In leases: half of the least difference that a move can mend, so that noise in the weights decides nothing.
+_BAND_LEASES = 0.5
+# Who has begun to balance goes on to half the band, or the next bit of noise would begin anew.
+_EAGER = 0.5
+# So many neighbours watch each part of the table; at three processes or fewer everybody watches everything.
+_WATCHERS = 3
+_RING = 2.0**32
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """`expiry_s`: a counter that stands still this long has no living owner. `max_leases`: the most I may hold."""
+    """What bounds one plan.
+
+    `expiry_s`: a counter that stands still this long has no living owner. `max_leases`: the most I may hold.
+    `take_most`, `ask_most`: the most of one plan. `eager`: I am balancing already, the band is narrower.
+    """
 
     expiry_s: float
     max_leases: int
+    take_most: int = 1_000_000
+    ask_most: int = 1_000_000
+    eager: bool = False
 
 
 class LeasePlan(Struct, frozen=True):
-    """`take`: free leases to take now, in this order. `ask`: at most one lease of a live owner to ask for."""
+    """`take`: free leases to take now, in this order. `ask`: leases of live owners to ask for."""
 
     take: tuple[Lease, ...] = ()
     ask: tuple[Lease, ...] = ()
 
 
-def plan(leases: Sequence[LeaseView], me: str, now_s: float, limits: Limits, startable: Collection[str]) -> LeasePlan:
+class Balance(Struct, frozen=True):
+    """How the work is shared, as one look at the whole table showed it.
+
+    `loads`, `counts` and `held` (the leases) are by live process, myself included; `live` names these, in an order that
+    all agree on. `mean` is what each load should be. `free` is what nobody works on, startable or not. `kbps` is the mean
+    throughput of the measured leases (KiB/s), 0 when none is measured; `heaviest` the most that one lease weighs: one that
+    is more than a whole share fills a process, and the others share the rest. `total` counts the leases, but for ended
+    ones.
+    """
+
+    me: str
+    loads: Mapping[str, float]
+    counts: Mapping[str, int]
+    live: tuple[str, ...]
+    held: Mapping[str, Sequence[Lease]]
+    free: tuple[LeaseView, ...] = ()
+    kbps: float = 0.0
+    heaviest: float = 1.0
+    mean: float = 0.0
+    total: int = 0
+
+    def weight(self, lease: Lease) -> float:
+        """What the lease adds to its owner's load; about 1 on average."""
+        kbps = lease.throughput_kbps
+        if kbps is None or not self.kbps:
+            return 1.0
+        return min(0.5 + 0.5 * kbps / self.kbps, self.heaviest)
+
+
+def alone(me: str) -> Balance:
+    """What a process knows that has not looked yet."""
+    return Balance(me, {me: 0.0}, {me: 0}, (me,), {})
+
+
+def plan(
+    leases: Collection[LeaseView],
+    me: str,
+    now_s: float,
+    limits: Limits,
+    startable: Collection[str],
+    dice: Dice,
+) -> LeasePlan:
     """Decide what `me` should take and ask for at `now_s` (my monotonic seconds).
 
-    `startable` holds the keys whose work may begin (see `startable` below). Ended leases need nobody. The order
-    of the answer differs from process to process, so that many of them starting at once rarely race for one lease.
+    `startable` holds the keys whose work may begin (see `startable` below). Ended leases need nobody. `dice` gives
+    numbers from 0 up to 1: whom to ask is drawn.
     """
-    open_views = [view for view in leases if not view.lease.is_ended]
-    live = [view for view in open_views if view.is_live(now_s, limits.expiry_s)]
-    live_keys = {view.lease.key for view in live}
-    free = [view.lease for view in open_views if view.lease.key in startable and view.lease.key not in live_keys]
-
-    loads = Counter({me: 0})
-    loads.update(owner for view in live if (owner := view.lease.owner or view.lease.holder))
-    fair_share = -(-(len(live) + len(free)) // len(loads))
-    room = min(fair_share, limits.max_leases) - loads[me]
+    balance = measure(leases, me, now_s, limits.expiry_s)
+    free = [view.lease for view in balance.free if view.lease.key in startable]
     if free:
-        return LeasePlan(take=tuple(_shuffled(free, me)[: max(0, room)]))
-    if loads[me] >= limits.max_leases:
-        return LeasePlan()
-    movable = [view.lease for view in live if view.lease.checkpoint_owner is None and view.lease.key in startable]
-    return LeasePlan(ask=_ask(movable, loads, me))
+        return LeasePlan(take=claim(free, balance, limits))
+    return LeasePlan(ask=ask(balance, limits, startable, dice))
 
 
-def _ask(movable: Sequence[Lease], loads: Counter[str], me: str) -> tuple[Lease, ...]:
-    """One lease of the most loaded owner whose load exceeds mine by more than the dead band."""
-    worth_it = {owner for owner, load in loads.items() if load - loads[me] > _DEAD_BAND}
-    candidates = [lease for lease in movable if lease.owner in worth_it]
-    most = max((loads[lease.owner] for lease in candidates if lease.owner), default=0)
-    richest = [lease for lease in candidates if lease.owner and loads[lease.owner] == most]
-    return tuple(_shuffled(richest, me)[:1])
+def measure(views: Iterable[LeaseView], me: str, now_s: float, expiry_s: float) -> Balance:
+    """Who lives, and what each has to do."""
+    since_s = now_s - expiry_s
+    free: list[LeaseView] = []
+    held: dict[str, list[Lease]] = {me: []}
+    for view in views:
+        lease = view.lease
+        owner = lease.owner or lease.checkpoint_owner
+        if lease.checkpoint.position == "SHARD_END":
+            continue
+        if owner is None or view.moved_s <= since_s:
+            free.append(view)
+        elif owner in held:
+            held[owner].append(lease)
+        else:
+            held[owner] = [lease]
+    return _weighed(me, held, tuple(free))
 
 
-def _shuffled(leases: Sequence[Lease], me: str) -> list[Lease]:
-    """An order that looks random, is always the same for me, and is another one for everybody else."""
-    return sorted(leases, key=lambda lease: hashlib.blake2b(f"{me}\n{lease.key}".encode(), digest_size=8).digest())
+def _weighed(me: str, held: Mapping[str, Sequence[Lease]], free: tuple[LeaseView, ...]) -> Balance:
+    counts = {owner: len(leases) for owner, leases in held.items()}
+    total = sum(counts.values()) + len(free)
+    live = tuple(sorted(held))
+    heaviest = max(1.0, total / len(live))
+    balance = Balance(me, counts, counts, live, held, free, heaviest=heaviest, mean=total / len(live), total=total)
+    measured = {
+        owner: [kbps for lease in leases if (kbps := lease.throughput_kbps) is not None]
+        for owner, leases in held.items()
+    }
+    number = sum(map(len, measured.values()))
+    kbps = sum(map(sum, measured.values())) / number if number else 0.0
+    if not kbps:
+        return balance
+    balance = replace(balance, kbps=kbps)
+    if max(map(max, filter(None, measured.values()))) > (2 * heaviest - 1) * kbps:
+        loads = {owner: sum(map(balance.weight, leases)) for owner, leases in held.items()}
+    else:
+        loads = {owner: counts[owner] + 0.5 * (sum(some) / kbps - len(some)) for owner, some in measured.items()}
+    waiting = sum(balance.weight(view.lease) for view in free)
+    return replace(balance, loads=loads, mean=(sum(loads.values()) + waiting) / len(live))
+
+
+def noticed(
+    balance: Balance, views: Iterable[LeaseView], mine: Collection[Lease], now_s: float, expiry_s: float
+) -> Balance:
+    """The balance as a later look at a part of the table corrects it, with what I hold now (`mine`).
+
+    Every process' leases lie in all parts alike: if a tenth of those that I see have lost their owner, then about a
+    tenth of the processes died, and each of the others should have a ninth more.
+    """
+    since_s = now_s - expiry_s
+    seen, lost = 0, 0
+    free: list[LeaseView] = []
+    for view in views:
+        seen += 1
+        holder = view.lease.holder
+        if holder is None or view.moved_s <= since_s:
+            free.append(view)
+            lost += holder not in (None, balance.me)
+    left = max(0.5, 1 - lost / seen) if lost else 1.0
+    return with_mine(replace(balance, free=tuple(free), mean=balance.mean / left), mine)
+
+
+def with_mine(balance: Balance, mine: Collection[Lease]) -> Balance:
+    """The same balance, with what I hold (or have asked for) since it was measured."""
+    loads = {**balance.loads, balance.me: sum(map(balance.weight, mine))}
+    return replace(balance, loads=loads, counts={**balance.counts, balance.me: len(mine)})
+
+
+def claim(free: Iterable[Lease], balance: Balance, limits: Limits) -> tuple[Lease, ...]:
+    """Which of these free leases to take: while my load is below the mean, those that fit, from my place on the ring.
+
+    At least one while I am below the mean at all, or a heavy lease might fit nobody.
+    """
+    me = balance.me
+    most = min(limits.take_most, limits.max_leases - balance.counts.get(me, 0))
+    load, enough = balance.loads.get(me, 0.0), balance.mean - 1e-9
+    if most <= 0 or load >= enough:
+        return ()
+    taken: list[Lease] = []
+    for lease in around(free, place(balance)):
+        weight = balance.weight(lease)
+        if load + weight > enough + 1.0:
+            continue
+        taken.append(lease)
+        load += weight
+        if load >= enough or len(taken) == most:
+            break
+    if not taken:
+        taken = sorted(free, key=balance.weight)[:1]
+    return tuple(taken)
+
+
+def ask(balance: Balance, limits: Limits, startable: Collection[str], dice: Dice) -> tuple[Lease, ...]:
+    """Which leases of live owners to ask for: no more than I lack, from those who have more by more than the band."""
+    rich = donors(balance, limits)
+    mine, band = balance.loads[balance.me], _band(balance, limits)
+    lack = balance.mean - mine
+    most = min(limits.ask_most, limits.max_leases - balance.counts[balance.me])
+    offers: dict[str, list[tuple[float, Lease]]] = {}
+    chosen: list[Lease] = []
+    while rich and len(chosen) < most:
+        owner = _drawn({owner: load - mine for owner, load in rich.items()}, dice)
+        if owner not in offers:
+            offers[owner] = _offers(balance, owner, startable)
+        index = _best_fit(offers[owner], rich[owner] - mine, band)
+        if index is None:
+            del rich[owner]
+            continue
+        weight, lease = offers[owner].pop(index)
+        if dice() * weight >= lack:
+            break
+        chosen.append(lease)
+        mine, lack = mine + weight, lack - weight
+        rich[owner] -= weight
+        rich = {other: load for other, load in rich.items() if load - mine > band}
+    return tuple(chosen)
+
+
+def donors(balance: Balance, limits: Limits) -> dict[str, float]:
+    """Whom I might ask, with their loads; mostly nobody."""
+    mine, band = balance.loads[balance.me], _band(balance, limits)
+    if mine >= balance.mean or limits.ask_most <= 0 or balance.counts[balance.me] >= limits.max_leases:
+        return {}
+    return {owner: load for owner, load in balance.loads.items() if load - mine > band}
+
+
+def _band(balance: Balance, limits: Limits) -> float:
+    return max(_BAND * balance.mean, _BAND_LEASES) * (_EAGER if limits.eager else 1.0)
+
+
+def _offers(balance: Balance, owner: str, startable: Collection[str]) -> list[tuple[float, Lease]]:
+    """The owner's leases that could move, with their weights; each who asks has another order."""
+    movable = [lease for lease in balance.held[owner] if lease.checkpoint_owner is None and lease.key in startable]
+    return [(balance.weight(lease), lease) for lease in around(movable, spot(balance.me))]
+
+
+def _best_fit(leases: Sequence[tuple[float, Lease]], difference: float, band: float) -> int | None:
+    """The lease whose move brings the two loads, so far apart now, closest together; None if none is worth it."""
+    best, gain = None, 0.0
+    for index, (weight, _) in enumerate(leases):
+        left = difference - weight
+        if left > band and min(weight, left) > gain:
+            best, gain = index, min(weight, left)
+    return best
+
+
+def _drawn(weights: Mapping[str, float], dice: Dice) -> str:
+    owners = sorted(weights)
+    ladder = list(accumulate(weights[owner] for owner in owners))
+    return owners[min(bisect(ladder, dice() * ladder[-1]), len(owners) - 1)]
+
+
+def receiver(loads: Mapping[str, float], me: str, dice: Dice) -> str | None:
+    """Who should get a lease that I give away; None when I know of nobody else.
+
+    The less loaded of two drawn at random: close to the best, and of many who stop together each chooses others.
+    """
+    others = sorted(owner for owner in loads if owner != me)
+    if not others:
+        return None
+    first = others.pop(int(dice() * len(others)))
+    second = others[int(dice() * len(others))] if others else first
+    return min((first, second), key=lambda owner: loads[owner])
+
+
+# ---------------------------------------------------------------- places
+
+
+def spot(key: str) -> float:
+    """Where a key lies on the ring, from 0 up to 1."""
+    return crc32(key.encode()) / _RING
+
+
+def place(balance: Balance) -> float:
+    """Where I stand on the ring: evenly spread among those who are known to live, anywhere while I am not."""
+    live = balance.live
+    return live.index(balance.me) / len(live) if balance.counts[balance.me] else spot(balance.me)
+
+
+def around(leases: Iterable[Lease], start: float) -> list[Lease]:
+    """Leases in the order of the ring, from `start` on."""
+    return sorted(leases, key=lambda lease: (spot(lease.key) - start) % 1.0)
+
+
+def parts(me: str, live: Sequence[str]) -> tuple[Part, ...]:
+    """The parts of the table that I watch; none: the whole table.
+
+    There are as many parts as live processes (`live`, sorted, with me). Whoever dies leaves two neighbours at least
+    who watch the same; its leases lie in everybody's parts alike, since the table is cut by a hash.
+    """
+    count = len(live)
+    if count <= _WATCHERS:
+        return ()
+    first = live.index(me)
+    return tuple(Part((first + step) % count, count) for step in range(_WATCHERS))
+
+
+# ---------------------------------------------------------------- lineage
 
 
 def startable(leases: Sequence[Lease]) -> frozenset[str]:
@@ -82,8 +325,17 @@ def startable(leases: Sequence[Lease]) -> frozenset[str]:
     A child that started early would overtake changes of the same key that its parent still holds. A merged shard
     has two parents and waits for both.
     """
-    open_keys = {lease.key for lease in leases if not lease.is_ended}
-    return frozenset(lease.key for lease in leases if not lease.is_ended and open_keys.isdisjoint(lease.parent_keys))
+    open_leases = [lease for lease in leases if not lease.is_ended]
+    open_keys = {lease.key for lease in open_leases}
+    return frozenset(
+        lease.key for lease in open_leases if not lease.parent_keys or open_keys.isdisjoint(lease.parent_keys)
+    )
+
+
+def creatable(missing: Sequence[Lease]) -> list[Lease]:
+    """Of leases that should exist and do not, those whose parents all exist: no child may get one before its parent."""
+    keys = {lease.key for lease in missing}
+    return [lease for lease in missing if keys.isdisjoint(lease.parent_keys)]
 
 
 def removable(leases: Sequence[Lease], wanted: Collection[str]) -> tuple[Lease, ...]:
@@ -93,9 +345,8 @@ def removable(leases: Sequence[Lease], wanted: Collection[str]) -> tuple[Lease, 
     start of its shard. A child at TRIM_HORIZON or AT_TIMESTAMP still proves by its parent's lease that it may start
     from there, so the parent stays.
     """
+    finished = [lease for lease in leases if lease.is_ended and lease.child_keys and lease.key not in wanted]
+    if not finished:
+        return ()
     begun = {lease.key for lease in leases if lease.checkpoint.is_number or lease.is_ended}
-    return tuple(
-        lease
-        for lease in leases
-        if lease.is_ended and lease.child_keys and lease.key not in wanted and lease.child_keys <= begun
-    )
+    return tuple(lease for lease in finished if lease.child_keys <= begun)

@@ -16,20 +16,36 @@ not know are kept (we only ever update existing items), and ours is called `tide
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeVar
-
-from msgspec.structs import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tidegate import aws
 from tidegate.errors import Superseded, Transient
-from tidegate.leases.items import is_lease, item_of, key_of, lease_of, swap, table_definition
-from tidegate.leases.lease import SHARD_END, Checkpoint, Lease
+from tidegate.leases import writes
+from tidegate.leases.items import OWNER_INDEX, is_lease, item_of, key_of, lease_of, size_of, swap, table_definition
+from tidegate.leases.lease import Checkpoint, Lease, Part
 
 T = TypeVar("T")
 
 _CONDITION_FAILED = "ConditionalCheckFailedException"
 _WRITE_ATTEMPTS = 3
+# Decoding a page keeps the event loop, and so the renewals: better several short pages than one of 1 MiB.
+_PAGE_ITEMS = 1000
+_UNIT_BYTES = 4096
+
+
+class Look(NamedTuple):
+    """What a look at the table showed, and the read units that it cost."""
+
+    leases: list[Lease]
+    read_units: float
+
+
+class Names(NamedTuple):
+    """The keys in one owner's name, and the read units that it cost to ask."""
+
+    keys: list[str]
+    read_units: float
 
 
 class LeaseStore(Protocol):
@@ -37,6 +53,18 @@ class LeaseStore(Protocol):
 
     async def scan(self) -> list[Lease]:
         """Every lease, read consistently; items of other kinds are left out."""
+
+    async def look(self, part: Part | None = None) -> Look:
+        """Every lease, or those of one part of the table, at half the price of `scan`: the newest writes may be missing.
+
+        Each lease lies in exactly one of the parts of one division.
+        """
+
+    async def named(self, owner: str) -> Names:
+        """The keys of all leases in this owner's name, for next to nothing; the newest writes may be missing.
+
+        Items of other kinds cannot be told from leases here: `get` answers None for them.
+        """
 
     async def get(self, key: str) -> Lease | None:
         """One lease, read consistently."""
@@ -50,20 +78,26 @@ class LeaseStore(Protocol):
     async def ask(self, lease: Lease, owner: str) -> Lease | None:
         """Ask the lease's owner to hand it over to `owner`, if the lease is still as given. None: it is not."""
 
-    async def renew(self, lease: Lease) -> Lease:
-        """Counter + 1. Superseded when `lease.holder` does not hold it any more.
+    async def renew(
+        self, lease: Lease, checkpoint: Checkpoint | None = None, throughput_kbps: float | None = None
+    ) -> Lease:
+        """Counter + 1, and in the same write the checkpoint (owner switches 0) and the throughput, if given.
 
-        The answer of every write by the holder tells whether the lease is asked for meanwhile (`checkpoint_owner`).
+        Superseded when `lease.holder` does not hold it any more. The answer of every write by the holder tells
+        whether the lease is asked for meanwhile (`checkpoint_owner`).
         """
-
-    async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
-        """Write the checkpoint, counter + 1, owner switches 0. Superseded when the lease is lost."""
 
     async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
         """Write SHARD_END and the children's keys in one step, counter + 1. Superseded when the lease is lost."""
 
-    async def release(self, lease: Lease) -> bool:
-        """Give it up, counter + 1: to the one that asked for it, else to nobody. False when it was lost already."""
+    async def release(self, lease: Lease, checkpoint: Checkpoint | None = None, to: str | None = None) -> Lease | None:
+        """Give it up, counter + 1: to the one that asked for it, else `to` somebody, else to nobody.
+
+        The checkpoint, if given, is written in the same step. The lease as it was left; None when it was lost already.
+        """
+
+    async def withdraw(self, lease: Lease) -> bool:
+        """Give to nobody what is in an owner's name who has not taken it, if it is still as given: counter + 1."""
 
     async def delete(self, lease: Lease) -> bool:
         """Remove the item if its counter is still as given."""
@@ -83,7 +117,9 @@ class DynamoClient(Protocol):
 
     def create_table(self, **request: Any) -> Awaitable[dict[str, Any]]: ...
     def describe_table(self, **request: Any) -> Awaitable[dict[str, Any]]: ...
+    def update_table(self, **request: Any) -> Awaitable[dict[str, Any]]: ...
     def scan(self, **request: Any) -> Awaitable[dict[str, Any]]: ...
+    def query(self, **request: Any) -> Awaitable[dict[str, Any]]: ...
     def get_item(self, **request: Any) -> Awaitable[dict[str, Any]]: ...
     def put_item(self, **request: Any) -> Awaitable[dict[str, Any]]: ...
     def update_item(self, **request: Any) -> Awaitable[dict[str, Any]]: ...
@@ -105,14 +141,48 @@ class DynamoLeaseStore:
         await aws.ensure_table(self._client, table_definition(self._table))
 
     async def scan(self) -> list[Lease]:
+        return (await self._scan({"ConsistentRead": True}))[0]
+
+    async def look(self, part: Part | None = None) -> Look:
+        which = {} if part is None else {"Segment": part.index, "TotalSegments": part.total}
+        return Look(*await self._scan(which))
+
+    async def _scan(self, options: Mapping[str, Any]) -> tuple[list[Lease], float]:
         leases: list[Lease] = []
+        read_units = 0.0
+        request = {"TableName": self._table, "Limit": _PAGE_ITEMS, "ReturnConsumedCapacity": "TOTAL", **options}
+        async for page in self._pages(self._client.scan, request, f"read lease table {self._table}"):
+            items = page.get("Items", ())
+            leases.extend(lease_of(item) for item in items if is_lease(item))
+            read_units += _read_units(page, sum(map(size_of, items)))
+        return leases, read_units
+
+    async def named(self, owner: str) -> Names:
+        request = {
+            "TableName": self._table,
+            "IndexName": OWNER_INDEX,
+            "KeyConditionExpression": "leaseOwner = :owner",
+            "ExpressionAttributeValues": {":owner": {"S": owner}},
+            "ReturnConsumedCapacity": "TOTAL",
+        }
+        keys: list[str] = []
+        read_units = 0.0
+        async for page in self._pages(self._client.query, request, f"read what {owner} owns"):
+            items = page.get("Items", ())
+            keys.extend(item["leaseKey"]["S"] for item in items)
+            read_units += _read_units(page, sum(map(size_of, items)))
+        return Names(keys, read_units)
+
+    async def _pages(
+        self, call: Callable[..., Awaitable[dict[str, Any]]], request: Mapping[str, Any], doing: str
+    ) -> AsyncIterator[dict[str, Any]]:
         start: dict[str, Any] = {}
         while True:
-            with aws.aws_errors(f"scan lease table {self._table}"):
-                page = await self._client.scan(TableName=self._table, ConsistentRead=True, **start)
-            leases.extend(lease_of(item) for item in page.get("Items", ()) if is_lease(item))
+            with aws.aws_errors(doing):
+                page = await call(**request, **start)
+            yield page
             if not page.get("LastEvaluatedKey"):
-                return leases
+                return
             start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}
 
     async def get(self, key: str) -> Lease | None:
@@ -134,35 +204,37 @@ class DynamoLeaseStore:
         return True
 
     async def take(self, lease: Lease, owner: str) -> Lease | None:
-        switches = lease.owner_switches + (lease.holder not in (None, owner))
-        epoch = lease.epoch + 1
-        taken = replace(lease, owner=owner, checkpoint_owner=None, owner_switches=switches, epoch=epoch)
-        return await self._swap_once(lease, _next(taken))
+        return await self._swap_once(lease, writes.taken(lease, owner))
 
     async def ask(self, lease: Lease, owner: str) -> Lease | None:
-        return await self._swap_once(lease, replace(lease, owner=owner, checkpoint_owner=lease.owner))
+        return await self._swap_once(lease, writes.asked(lease, owner))
 
-    async def renew(self, lease: Lease) -> Lease:
-        return await self._write_as_holder(lease, lambda now: now)
-
-    async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
-        return await self._write_as_holder(lease, lambda now: replace(now, checkpoint=checkpoint, owner_switches=0))
-
-    async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
-        children = frozenset(child_keys) or lease.child_keys
+    async def renew(
+        self, lease: Lease, checkpoint: Checkpoint | None = None, throughput_kbps: float | None = None
+    ) -> Lease:
         return await self._write_as_holder(
-            lease, lambda now: replace(now, checkpoint=SHARD_END, child_keys=children, owner_switches=0)
+            lease,
+            lambda now: writes.renewed(now, checkpoint, throughput_kbps),
+            lambda now: checkpoint is None or now.checkpoint == checkpoint,
         )
 
-    async def release(self, lease: Lease) -> bool:
+    async def end(self, lease: Lease, child_keys: Sequence[str]) -> Lease:
+        return await self._write_as_holder(lease, lambda now: writes.ended(now, child_keys), lambda now: now.is_ended)
+
+    async def release(self, lease: Lease, checkpoint: Checkpoint | None = None, to: str | None = None) -> Lease | None:
         try:
-            await self._write_as_holder(lease, _given_up)
+            return await self._write_as_holder(
+                lease, lambda now: writes.given_up(now, checkpoint, to), lambda now: False
+            )
         except Superseded:
             # A release whose reply was lost: others raise the epoch when they take the lease away from its holder.
             current = await self.get(lease.key)
             left = (lease.epoch, lease.counter + 1, None)
-            return current is not None and (current.epoch, current.counter, current.checkpoint_owner) == left
-        return True
+            is_left = current is not None and (current.epoch, current.counter, current.checkpoint_owner) == left
+            return current if is_left else None
+
+    async def withdraw(self, lease: Lease) -> bool:
+        return await self._swap_once(lease, writes.given_up(lease)) is not None
 
     async def delete(self, lease: Lease) -> bool:
         try:
@@ -177,22 +249,24 @@ class DynamoLeaseStore:
             return False
         return True
 
-    async def _write_as_holder(self, lease: Lease, change: Callable[[Lease], Lease]) -> Lease:
-        """One write by the holder, counter + 1; Superseded when it is not the holder any more.
+    async def _write_as_holder(
+        self, lease: Lease, change: Callable[[Lease], Lease], is_done: Callable[[Lease], bool]
+    ) -> Lease:
+        """One write by the holder; Superseded when it is not the holder any more.
 
         The condition may fail although it is: because of our own earlier write, whose reply never came, or because
-        somebody asked for the lease. An earlier write counts if it left what this one wants; otherwise this one is
-        done on top of what is there.
+        somebody asked for the lease. An earlier write counts if it left what this one wants (`is_done`); otherwise
+        this one is done on top of what is there.
         """
         before = lease
         for _ in range(_WRITE_ATTEMPTS):
             try:
-                return await self._swap(before, _next(change(before)))
+                return await self._swap(before, change(before))
             except Superseded:
                 current = await self.get(lease.key)
-            if current is None or not _is_same_hold(lease, current):
+            if current is None or not writes.is_same_hold(lease, current):
                 raise Superseded(f"lease {lease.key} is not {lease.holder}'s any more")
-            if current.counter > before.counter and change(current) == current:
+            if current.counter > before.counter and is_done(current):
                 return current
             before = current
         raise Transient(f"lease {lease.key} changes too fast")
@@ -212,16 +286,7 @@ class DynamoLeaseStore:
         return after
 
 
-def _next(lease: Lease) -> Lease:
-    return replace(lease, counter=lease.counter + 1)
-
-
-def _given_up(lease: Lease) -> Lease:
-    if lease.checkpoint_owner is None:
-        return replace(lease, owner=None)
-    return replace(lease, checkpoint_owner=None, owner_switches=lease.owner_switches + 1)
-
-
-def _is_same_hold(lease: Lease, current: Lease) -> bool:
-    same = (current.holder, current.epoch) == (lease.holder, lease.epoch)
-    return same and current.counter >= lease.counter
+def _read_units(page: Mapping[str, Any], size_bytes: int) -> float:
+    """What DynamoDB says it cost, else what it would cost: half a unit for each 4 KiB begun."""
+    told = (page.get("ConsumedCapacity") or {}).get("CapacityUnits")
+    return float(told) if told is not None else max(1, -(-size_bytes // _UNIT_BYTES)) / 2
