@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from poller import app
 from poller.settings import PollerSettings
 from tidegate import lifecycle
+from tidegate.command_line import answered
 from tidegate.settings import read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Everything comes from TIDEGATE_… and the bubble's own variables; the command line is empty."""
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments:
-        sys.stderr.write(f"python -m poller: unexpected {' '.join(arguments)}; settings come from the environment\n")
-        return 2
+    code = answered(
+        "poller", "Poll the bubble's back offices into the stream until SIGTERM.", PollerSettings, arguments
+    )
+    if code is not None:
+        return code
 
     async def run(stop: Event) -> None:
         await app.run(read(PollerSettings, os.environ), os.environ, stop)

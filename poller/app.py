@@ -101,7 +101,7 @@ async def run(settings: PollerSettings, environ: Mapping[str, str], stop: asynci
     declared = chosen(settings, bubble.load(settings.bubble))
     readiness = health.Readiness("leases")
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(health.serving(settings.health, readiness))
+        await stack.enter_async_context(health.serving(settings.health, readiness, service="poller"))
         dynamodb = await stack.enter_async_context(aws.client("dynamodb", settings.aws))
         s3 = await stack.enter_async_context(aws.client("s3", settings.aws))
         kinesis = await stack.enter_async_context(aws.client("kinesis", settings.aws))
@@ -110,7 +110,7 @@ async def run(settings: PollerSettings, environ: Mapping[str, str], stop: asynci
         leases = DynamoLeaseStore(dynamodb, settings.lease_table)
         await cursors.ensure_table()
         await leases.ensure_table()
-        publisher = KinesisPublisher(kinesis, settings.stream.name, settings.publish)
+        publisher = KinesisPublisher(kinesis, settings.stream.id, settings.publish)
         stores = Stores(cursors, S3IndexStore(s3, settings.state_bucket), publisher)
         poller = Poller(settings, declared, stores, session=session, s3=s3, environ=environ)
         owner = owner_name("poller")

@@ -24,6 +24,7 @@ from tidegate import codec, telemetry
 from tidegate.aws import aws_errors, is_transient_code
 from tidegate.errors import Fatal, Transient
 from tidegate.event import Watermark
+from tidegate.settings import StreamSettings
 
 _MOST_RECORDS = 500
 _RESHARDS = 3
@@ -57,7 +58,7 @@ class _Shard(NamedTuple):
 
 
 class KinesisPublisher:
-    """`client` is an aiobotocore Kinesis client; `clock` is monotonic, in seconds."""
+    """`client` is an aiobotocore Kinesis client, `stream` a name or an ARN; `clock` is monotonic, in seconds."""
 
     def __init__(
         self,
@@ -69,7 +70,8 @@ class KinesisPublisher:
         dice: Callable[[], float] = random.random,
     ) -> None:
         self._client = client
-        self._stream = stream
+        named = StreamSettings(id=stream)
+        self._stream, self._target = named.name, named.target
         self._settings = settings
         self._clock = clock or asyncio.get_running_loop().time
         self._dice = dice
@@ -115,7 +117,7 @@ class KinesisPublisher:
         try:
             with aws_errors(f"put records to {self._stream}"):
                 reply = await self._client.put_records(
-                    StreamName=self._stream, Records=[entry.request() for _, entry in entries]
+                    **self._target, Records=[entry.request() for _, entry in entries]
                 )
         except Transient as error:
             return [at for at, _ in entries], str(error)
@@ -137,7 +139,7 @@ class KinesisPublisher:
             return self._shards
         listed_at = self._clock()
         found: list[_Shard] = []
-        question: dict[str, Any] = {"StreamName": self._stream}
+        question: dict[str, Any] = dict(self._target)
         while True:
             with aws_errors(f"list the shards of {self._stream}"):
                 reply = await self._client.list_shards(**question)

@@ -27,7 +27,7 @@ from poller.source import FullWalk, Page, PageRef, Position, Refused, SinceRevis
 from poller.times import OLDEST, as_text, wall_clock
 from poller.translate import dig, raw_key
 from poller.walk import Answer, Step, after_full, after_revision, after_time
-from tidegate import telemetry
+from tidegate import retry_after, telemetry
 from tidegate.bubble import ByRevision, ByTime, Env, Offset, PageNumber, PageToken, RawRow, Rest, Source
 from tidegate.errors import Fatal, Transient
 
@@ -229,7 +229,7 @@ class RestSource:
         status, name = response.status, self._declared.name
         if 200 <= status < 300:
             return
-        wish = _retry_after_s(response.headers.get("Retry-After"), self._now())
+        wish = retry_after.seconds(response.headers.get("Retry-After"), self._now())
         is_token_gone = isinstance(self._feed.paging, PageToken) and status in _TOKEN_GONE
         if status in _PASSING or status >= 500 or status < 400 or is_token_gone:
             raise Transient(f"{name}: the back office answered {status}", retry_after_s=wish)
@@ -290,16 +290,3 @@ def _whole(value: object) -> int | None:
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
         return int(value)
     return None
-
-
-def _retry_after_s(text: str | None, now: datetime) -> float | None:
-    """Retry-After: seconds or an HTTP date."""
-    if text is None:
-        return None
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        at = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())

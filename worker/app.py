@@ -1,8 +1,10 @@
 """The worker as a whole: the one place that names the concrete adapters and joins them.
 
 health server
-└── coordinator: takes leases, and runs one consumer for each
-    └── consumer: reader (Kinesis) → sink (Aurora PostgreSQL)
+├── coordinator: takes leases, and runs one consumer for each
+│   └── consumer: reader (Kinesis, polled or pushed) → sink (Aurora PostgreSQL, the outbox in it)
+├── dispatch: outbox → destinations (webhooks)
+└── housekeeping: deletes old tombstones and resolved dead letters
 """
 
 from __future__ import annotations
@@ -12,12 +14,16 @@ import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Any
 
-from tidegate import aws, bubble, health, telemetry
+from msgspec.structs import replace
+
+from tidegate import aws, bubble, health, lifecycle, telemetry
 from tidegate.bubble import Bubble
 from tidegate.database import connect
-from tidegate.errors import Transient
+from tidegate.errors import Fatal, Transient
 from tidegate.leases import (
+    AT_TIMESTAMP,
     LATEST,
     TRIM_HORIZON,
     Checkpoint,
@@ -28,53 +34,103 @@ from tidegate.leases import (
     owner_name,
     planner,
 )
-from tidegate.settings import read
-from worker import dead_letter
+from tidegate.settings import AwsSettings, read
+from worker import dead_letter, webhook
 from worker.aurora import AuroraSink
 from worker.consumer import Consumer
 from worker.dead_letter import Breaker
 from worker.decode import Decoder
+from worker.dispatch import Dispatch
+from worker.fanout import FanOutReader, registered
+from worker.housekeeping import Housekeeping
+from worker.memory import ReadMemory
+from worker.origin import OriginKeeper
+from worker.outbox import PostgresOutbox
 from worker.ports import RecordReader, Sink
 from worker.reader import KinesisReader
+from worker.reading import StartTimes
+from worker.routes import Routes
 from worker.settings import WorkerSettings
-from worker.shards import Shard, finished, wanted_leases
+from worker.shards import Shard, finished, foreign_leases, other_streams, wanted_leases
+from worker.stream import KinesisStream
 
 log = telemetry.get_logger(__name__)
 
 _START_RETRY_MAX_S = 5.0
+_FIRST = {"TRIM_HORIZON": TRIM_HORIZON, "LATEST": LATEST, "AT_TIMESTAMP": AT_TIMESTAMP}
 
 
 async def run(stop: asyncio.Event) -> None:
     """The whole life of the process: until `stop` is set and everything is drained.
 
-    Raises Fatal for wrong settings, a wrong bubble or a database that was not migrated.
+    Raises Fatal for wrong settings, a wrong bubble, a stream that is not there or that was created anew, or a database
+    that was not migrated.
     """
     settings = read(WorkerSettings, os.environ)
     loaded = bubble.load(settings.bubble)
-    readiness = health.Readiness("leases", "database")
+    readiness = health.Readiness("leases", "stream", "database")
     async with (
-        health.serving(settings.health, readiness) as port,
+        health.serving(settings.health, readiness, service=settings.name) as port,
         connect(settings.database_url.reveal(), settings.database, "worker") as database,
-        aws.client("kinesis", settings.aws) as kinesis,
+        aws.client("kinesis", _connections(settings)) as kinesis,
         aws.client("dynamodb", settings.aws) as dynamodb,
+        webhook.connect(loaded.destinations, os.environ) as destinations,
     ):
-        stream = settings.stream.name
-        log.info(telemetry.WORKER_STARTED, stream=stream, bubble=loaded.name, health_port=port)
-        sink = AuroraSink(database, stream, loaded.shapes, dead_letter.file)
+        stream = KinesisStream(kinesis, settings.stream)
+        log.info(telemetry.WORKER_STARTED, stream=stream.name, bubble=loaded.name, health_port=port)
+        dispatch = Dispatch(PostgresOutbox(database), destinations, settings.outbox)
+        routes = Routes(loaded.destinations, [shape.name for shape in loaded.shapes])
+        sink = AuroraSink(database, stream.name, loaded.shapes, dead_letter.file, routes, dispatch.queued)
         store = DynamoLeaseStore(dynamodb, settings.lease_table)
-        for part, prepare in (("leases", store.ensure_table), ("database", sink.check)):
+        origins = OriginKeeper(dynamodb, settings.lease_table, stream, store)
+        made: list[RecordReader] = []
+
+        async def make_reader() -> None:
+            made.append(await _reader(settings, kinesis, stream, origins))
+
+        for part, prepare in (("leases", store.ensure_table), ("stream", make_reader), ("database", sink.check)):
             if not await _prepared(prepare, partial(readiness.no, part), stop):
                 return
             readiness.yes(part)
-        reader = KinesisReader(kinesis, stream, settings.read)
-        await _coordinator(settings, loaded, reader, sink, store).run(stop)
+        discovery = Discovery(stream, sink, origins, _FIRST[settings.start_position])
+        housekeeping = Housekeeping(database, loaded.shapes, settings.retention, stream.retention_hours)
+        lifecycle.settle_memory()
+        async with dispatch.delivering(stop), housekeeping.keeping(stop):
+            await _coordinator(settings, loaded, made[-1], sink, store, discovery).run(stop)
+
+
+def _connections(settings: WorkerSettings) -> AwsSettings:
+    """One try a call: reading has its own retries, which know the shard's pace and are counted.
+
+    A subscription keeps its connection, so fan-out needs one for each shard and some for other calls.
+    """
+    subscriptions = settings.leases.max_leases if settings.read.mode == "fan_out" else 0
+    return replace(settings.aws, max_attempts=1, pool_size=settings.aws.pool_size + subscriptions)
+
+
+async def _reader(settings: WorkerSettings, kinesis: Any, stream: KinesisStream, origins: OriginKeeper) -> RecordReader:
+    """The way to read that the settings ask for. Raises Transient (try again) or Fatal."""
+    origin, _ = await origins.check()
+    described = await stream.describe()
+    if settings.start_s is not None and settings.start_s > described.seen_s:
+        raise Fatal(f"TIDEGATE_START_TIME, {settings.start_time}, lies in the future")
+    times = StartTimes(latest_s=origin.seen_ms / 1000, timestamp_s=settings.start_s)
+    memory = ReadMemory(settings.read.memory_bytes)
+    if settings.read.mode == "polling":
+        return KinesisReader(kinesis, stream, settings.read, memory, times)
+    consumer = await registered(kinesis, described.arn, settings.read.consumer or settings.lease_table)
+    return FanOutReader(kinesis, stream, consumer, settings.read, memory, times)
 
 
 def _coordinator(
-    settings: WorkerSettings, loaded: Bubble, reader: RecordReader, sink: Sink, store: LeaseStore
+    settings: WorkerSettings,
+    loaded: Bubble,
+    reader: RecordReader,
+    sink: Sink,
+    store: LeaseStore,
+    discovery: Discovery,
 ) -> Coordinator:
     """The adapters, joined to what takes leases and works on them."""
-    discovery = Discovery(reader, sink, store, LATEST if settings.start_position == "LATEST" else TRIM_HORIZON)
     consumer = Consumer(
         reader=reader,
         sink=sink,
@@ -115,25 +171,28 @@ class Discovery:
     waits is not among them: until its parent ends, the parent's watermark speaks for both.
     """
 
-    def __init__(self, reader: RecordReader, sink: Sink, store: LeaseStore, initial: Checkpoint) -> None:
-        self._reader = reader
+    def __init__(self, stream: KinesisStream, sink: Sink, origins: OriginKeeper, initial: Checkpoint) -> None:
+        self._stream = stream
         self._sink = sink
-        self._store = store
+        self._origins = origins
         self._initial = initial
         self._is_registered = False
+        self._registering = asyncio.Lock()
 
     async def register(self) -> None:
         """Make the shards known to the database if the last look could not. Raises Transient.
 
         A consumer awaits it before it writes anything: from then on the database's freshness counts every shard.
         """
-        if not self._is_registered:
-            await self._register(await self._reader.list_shards(), await self._store.scan())
+        async with self._registering:
+            # One looks for all that wait.
+            if not self._is_registered:
+                leases, shards = await self._look()
+                await self._register(shards, leases)
 
     async def leases(self) -> Sequence[Lease]:
-        """The leases that are missing. Raises Transient or Fatal."""
-        shards = await self._reader.list_shards()
-        leases = await self._store.scan()
+        """The leases that are missing. Raises Transient, or Fatal when those that exist are of another stream."""
+        leases, shards = await self._look()
         wanted = wanted_leases(shards, leases, self._initial)
         self._is_registered = False
         try:
@@ -142,6 +201,19 @@ class Discovery:
             # Each consumer sees to it before it writes anything.
             log.warning(telemetry.WRITE_FAILED, doing="register", error=str(error))
         return wanted
+
+    async def _look(self) -> tuple[list[Lease], list[Shard]]:
+        """The leases, then the shards: what a lease knows of a shard is then never newer than the listing."""
+        _, leases = await self._origins.check()
+        if shared := other_streams(leases):
+            raise Fatal(
+                f"the lease table is one of a multi-stream application ({shared[0]} and {len(shared) - 1} more); "
+                "tidegate reads one stream with one table: name another in TIDEGATE_LEASE_TABLE (see docs/KCL.md)"
+            )
+        shards = await self._stream.list_shards()
+        if foreign := foreign_leases(shards, leases):
+            raise self._stream.created_anew(f"the leases of {foreign} are at positions from before these shards")
+        return leases, shards
 
     async def _register(self, shards: Sequence[Shard], leases: Sequence[Lease]) -> None:
         lineage = [(parent, shard.id) for shard in shards for parent in shard.parent_ids]

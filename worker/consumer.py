@@ -1,9 +1,11 @@
 """One shard's life: read → decode → batch → write → checkpoint, and at its end make way for its children.
 
 Who calls: the coordinator, once for each lease that this process takes. One task reads ahead and one writes. The
-reader may be one delivery ahead of the one in hand, never more: while the database is away it stops, and so does
-the shard. On `stop` the batch in hand is finished and checkpointed; on cancellation (lease lost, budget spent)
-nothing is: whatever was committed without its checkpoint is read again by the next holder, and changes nothing.
+reader may be one delivery ahead of the one in hand, never more, and both have their room in the process's read memory
+until they are committed: while the database is away reading stops. What one shard's batch meets is its own affair: it
+is tried again until it works, and the other shards go on. On `stop` the batch in hand is finished and its position
+goes to the table with the lease; on cancellation (lease lost, budget spent) nothing does: what was committed without its
+checkpoint is read again by the next holder, and changes nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from typing import TypeVar
 from tidegate import telemetry
 from tidegate.errors import Superseded, Transient
 from tidegate.leases import Checkpoint, Hold, Lease, at
-from worker.batch import Batch, BatchBuilder, BatchLimits, DeadLetter, Position
+from tidegate.letter import LetterKind
+from worker.batch import Batch, BatchBuilder, BatchLimits, DeadLetter, Position, Record
 from worker.dead_letter import Breaker
 from worker.decode import Decoder
-from worker.ports import Delivery, RecordReader, Sink
+from worker.ports import Delivery, RecordReader, Room, ShardState, Sink
 from worker.settings import BatchSettings, ConsumerSettings
-from worker.shards import blocking_parents, children_of, gap_at_start, lease_of, start_position
+from worker.shards import Shard, children_of, gap_at_start, lease_of, start_position, unleased_parents
 
 log = telemetry.get_logger(__name__)
 Result = TypeVar("Result")
@@ -72,13 +75,17 @@ class _Life:
             max_age_s=shared.batch.max_age_ms / 1000,
         )
         self._builder = BatchBuilder(hold.key, limits)
-        self._done: Position | None = None
         self._reached = Position(0, 0)
         self._expected: Position | None = None
-        self._checkpointed_s = _now_s()
+        # What the deliveries take whose records are all in the batch, or before it.
+        self._rooms: list[Room] = []
 
     async def run(self) -> None:
-        start = await self._open()
+        state = await self._open()
+        if state is None:
+            log.info(telemetry.SHARD_ENDED_BEFORE, shard=self._hold.key)
+            return await self._end(())
+        start = await self._start(state)
         deliveries = self._shared.reader.read(self._hold.key, start)
         async with aclosing(deliveries), asyncio.TaskGroup() as group:
             ahead = _ReadAhead(deliveries)
@@ -87,40 +94,56 @@ class _Life:
             ended = await self._consume(ahead)
             pump.cancel()
             stopper.cancel()
-        await self._checkpoint(now=True)
         if ended is not None:
-            await self._end(ended)
+            await self._end(ended.children)
+        return None
 
-    async def _open(self) -> Checkpoint:
-        """Announce ourselves to the database, and find out where to begin."""
+    async def _open(self) -> ShardState | None:
+        """Announce ourselves to the database, and learn what it knows of the shard; None: that it has ended."""
         shard_id = self._hold.key
         await self._persist(self._shared.register, "register")
         state = await self._persist(lambda: self._sink.open(shard_id, self._hold.counter), "open")
+        if state is None:
+            # The look that was registered is too old, or somebody ended the shard and lost the lease before it could
+            # say so there. The children tell: they are known from the transaction on that ends it.
+            children = children_of(shard_id, await self._shared.reader.list_shards())
+            lineage = [(shard_id, child.id) for child in children]
+            await self._persist(lambda: self._sink.register([shard_id], lineage, ()), "register")
+            state = await self._persist(lambda: self._sink.open(shard_id, self._hold.counter), "open")
+        return state
+
+    async def _start(self, state: ShardState) -> Checkpoint:
+        """Find out where to begin, and whether that leaves a gap."""
+        shard_id = self._hold.key
         if state.lease_counter > self._hold.counter:
             # Either I am the one who is late, or the lease table was made anew and counts from the beginning. A
             # conditional write to the lease tells: it fails if anybody took the lease since.
             await self._hold.renew()
             log.warning(telemetry.FENCE_REPLACED, shard=shard_id, stored=state.lease_counter, mine=self._hold.counter)
             higher = state.lease_counter
-            state = await self._persist(lambda: self._sink.open(shard_id, self._hold.counter, higher), "open")
-            if state.lease_counter > self._hold.counter:
-                raise Superseded(f"shard {shard_id} is fenced at counter {state.lease_counter}")
-        checkpoint = self._hold.lease.checkpoint
-        start = start_position(checkpoint, state.position)
+            replaced = await self._persist(lambda: self._sink.open(shard_id, self._hold.counter, higher), "open")
+            if replaced is None or replaced.lease_counter > self._hold.counter:
+                raise Superseded(f"shard {shard_id} is fenced or was ended by another worker just now")
+            state = replaced
+        checkpoint, stored, former = self._hold.lease.checkpoint, state.position, None
+        if stored is not None and self._shared.reader.is_foreign(shard_id, stored.sequence):
+            former = f"the database was at {stored.sequence} of a former stream of this name; what came after is lost"
+            stored = None
+        start = start_position(checkpoint, stored)
         log.info(telemetry.SHARD_OPENED, shard=shard_id, start=str(start), lease=str(checkpoint))
-        await self._judge_start(start, checkpoint, state.position)
+        self._judge_start(start, checkpoint, stored)
+        if gap := former or gap_at_start(checkpoint, stored):
+            await self._note_gap(gap)
         return start
 
-    async def _judge_start(self, start: Checkpoint, checkpoint: Checkpoint, stored: Position | None) -> None:
-        """Note at once what is missing for certain, and what the first record must prove."""
+    def _judge_start(self, start: Checkpoint, checkpoint: Checkpoint, stored: Position | None) -> None:
+        """Remember how far the shard had come, and what the first record must prove."""
         number = next((each for each in (start, checkpoint) if each.is_number), None)
         if number is not None:
             self._reached = Position(int(number.position), number.sub_sequence)
         elif stored is not None:
             # From the horizon, though the database has come further: the reader knows nothing of its position.
             self._reached = self._expected = stored
-        if gap := gap_at_start(checkpoint, stored):
-            await self._note_gap(gap)
 
     async def _consume(self, ahead: _ReadAhead) -> Delivery | None:
         """Write what comes until the end; returns the shard's last delivery, or None when asked to stop."""
@@ -131,21 +154,23 @@ class _Life:
                 if ahead.is_stopped:
                     return None
                 continue
+            self._hold.note_read(delivery.size_bytes)
             await self._take(delivery)
-            if delivery.is_end or delivery.millis_behind == 0:
+            if delivery.room is not None:
+                self._rooms.append(delivery.room)
+            if delivery.is_end or delivery.millis_behind == 0 or self._builder.is_empty:
                 # At the tip there is nothing to wait for.
                 await self._write_rest()
-            await self._checkpoint()
             if delivery.is_end:
                 return delivery
 
     async def _take(self, delivery: Delivery) -> None:
-        """Decode the records one by one; a full batch is written before the next record is looked at."""
+        """Decode as many records as a batch takes; a full batch is written before the next record is looked at."""
         if gap := delivery.gap or self._overtaken(delivery):
             await self._note_gap(gap)
-        for record in delivery.records:
-            item = self._shared.decoder.decode(record.position, record.data)
-            self._builder.add(item, len(record.data), _now_s())
+        rest: Sequence[Record] = delivery.records
+        while rest:
+            rest = self._builder.fill(rest, self._shared.decoder.decode_all, _now_s())
             if self._builder.is_full:
                 await self._write_rest()
 
@@ -157,25 +182,31 @@ class _Life:
         self._expected = None
         if delivery.records and delivery.records[0].position.sequence <= expected.sequence:
             return None
-        return f"the stream begins after the position of the database, {expected.sequence}"
+        return f"reading begins after the position of the database, {expected.sequence}; what lies between is missing"
 
     async def _note_gap(self, gap: str) -> None:
         """Lost records are said loudly, counted, and filed at once, for perhaps no other record follows."""
         telemetry.GAPS.inc()
         log.error(telemetry.STREAM_GAP, shard=self._hold.key, gap=gap)
         position = Position(self._reached.sequence, -1)
-        letter = DeadLetter(position=position, stage="read", reason="gap", message=gap, payload=b"")
+        letter = DeadLetter(
+            position=position, stage="read", reason="gap", message=gap, payload=b"", kind=LetterKind.GAP
+        )
         await self._persist(lambda: self._sink.note(self._hold.key, self._hold.counter, letter), "file a gap")
 
     async def _write_rest(self) -> None:
-        if self._builder.is_empty:
-            return
-        batch = self._builder.close()
-        # Judged before anything is filed: what a wrong release rejects must still be unread for the right one.
-        self._shared.breaker.note(batch.delivered, sum(letter.stage == "decode" for letter in batch.dead), _now_s())
-        with telemetry.BATCH_SECONDS.time():
-            await self._persist(lambda: self._write(batch), "write")
-        self._done = self._reached = batch.last
+        """Commit what is collected; of the deliveries taken so far nothing is kept then."""
+        if not self._builder.is_empty:
+            batch = self._builder.close()
+            # Judged before anything is filed: what a wrong release rejects must still be unread for the right one.
+            undecoded = sum(letter.stage == "decode" for letter in batch.dead)
+            self._shared.breaker.note(batch.delivered, undecoded, _now_s())
+            telemetry.BATCH_RECORDS.observe(len(batch.changes) + len(batch.marks) + len(batch.dead))
+            with telemetry.BATCH_SECONDS.time():
+                await self._persist(lambda: self._write(batch), "write")
+            self._advance(batch.last)
+        while self._rooms:
+            self._rooms.pop().release()
 
     async def _write(self, batch: Batch) -> None:
         result = await self._sink.write(batch, self._hold.counter)
@@ -185,32 +216,22 @@ class _Life:
             log.warning(telemetry.RECORDS_REJECTED, shard=batch.shard_id, count=result.rejected)
         self._shared.breaker.note(0, result.rejected - len(batch.dead), _now_s())
 
-    async def _checkpoint(self, *, now: bool = False) -> None:
-        """Tell the lease how far the database is. Late is harmless, so a lease store that is away stops nothing."""
-        due_s = self._checkpointed_s + self._shared.settings.checkpoint_interval_ms / 1000
-        if self._done is None or (not now and _now_s() < due_s):
-            return
-        reached = at(str(self._done.sequence), self._done.sub)
-        self._checkpointed_s = _now_s()
-        if reached <= self._hold.lease.checkpoint:
-            # Catching up a restored database: the lease is ahead already, and never goes back.
-            return
-        try:
-            await self._hold.checkpoint(reached)
-            self._done = None
-        except Transient as error:
-            log.warning(telemetry.CHECKPOINT_LATE, shard=self._hold.key, error=str(error))
+    def _advance(self, reached: Position) -> None:
+        """Tell the lease how far the database is; it is written with the next renewal, or when the lease is given up."""
+        self._reached = reached
+        checkpoint = at(str(reached.sequence), reached.sub)
+        # Else a restored database is catching up: the lease is ahead already, and never goes back.
+        if checkpoint > self._hold.lease.checkpoint:
+            self._hold.advance(checkpoint)
 
-    async def _end(self, last: Delivery) -> None:
-        """The shard is read to its end: hand its watermarks and its keys over to its children."""
-        shards = await self._shared.reader.list_shards()
-        children = children_of(self._hold.key, shards)
-        if missing := set(last.child_ids) - {child.id for child in children}:
-            raise Transient(f"shard {self._hold.key}: its children {sorted(missing)} are not listed yet")
+    async def _end(self, known: Sequence[Shard]) -> None:
+        """The shard is read to its end: hand its watermarks and its keys over to its children, `known` or not."""
+        children = known or children_of(self._hold.key, await self._shared.reader.list_shards())
         leased = {lease.key for lease in await self._shared.list_leases()}
-        for child in children:
-            if blocking := blocking_parents(child, shards, leased):
-                raise Transient(f"shard {child.id} must wait until {sorted(blocking)} have leases")
+        if unleased := unleased_parents(children, leased):
+            listed = {shard.id for shard in await self._shared.reader.list_shards()}
+            if blocking := sorted(unleased & listed):
+                raise Transient(f"the children of shard {self._hold.key} must wait until {blocking} have leases")
         child_ids = [child.id for child in children]
         await self._persist(lambda: self._sink.end(self._hold.key, self._hold.counter, child_ids), "end")
         await self._hold.end([lease_of(child) for child in children])

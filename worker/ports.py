@@ -1,6 +1,6 @@
-"""What a shard's consumer needs of the world: a reader and a sink, as protocols.  (pure)
+"""What the worker needs of the world: a reader, a sink, an outbox and destinations, as protocols.  (pure)
 
-`worker.reader` and `worker.aurora` are the adapters; tests bring their own. A reader never moves past a record
+`worker.reader`, `worker.fanout` and `worker.aurora` are the adapters; tests bring their own. A reader never moves past a record
 that was not asked for, and a sink is idempotent: the same batch twice is once, older after newer is newer.
 """
 
@@ -11,31 +11,38 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
+from tidegate.errors import Rejected, Transient
 from tidegate.leases.lease import Checkpoint
-from worker.batch import Batch, DeadLetter, Position
+from worker.batch import Batch, DeadLetter, Position, Record
 from worker.shards import Shard
 
 
-class Record(NamedTuple):
-    """One user record, taken out of its aggregate."""
+class Room(Protocol):
+    """What a delivery takes of the process's read memory."""
 
-    position: Position
-    data: bytes
+    def release(self) -> None:
+        """Its records are committed. Twice is once."""
+        ...
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
     """What one read brought.
 
     millis_behind  distance from the tip after these records; 0 is the tip
+    size_bytes     payload as Kinesis counted it, aggregates and what was delivered before included
     gap            a text when records may be lost before these: what was read last is trimmed from the stream
-    is_end         the shard is closed and these were its last records; `child_ids` may be empty even so
+    is_end         the shard is closed and these were its last records
+    children       with `is_end`: the shards that hold the keys from here on; empty when the reader was not told
+    room           to be released by whoever has committed the records
     """
 
     records: tuple[Record, ...]
     millis_behind: int
+    size_bytes: int = 0
     gap: str | None = None
     is_end: bool = False
-    child_ids: tuple[str, ...] = ()
+    children: tuple[Shard, ...] = ()
+    room: Room | None = None
 
 
 class RecordReader(Protocol):
@@ -50,6 +57,10 @@ class RecordReader(Protocol):
         """Every shard that the stream still has, open or closed."""
         ...
 
+    def is_foreign(self, shard_id: str, sequence: int) -> bool:
+        """Whether this sequence number is from before the shard: of a former stream of the same name."""
+        ...
+
 
 class WriteResult(NamedTuple):
     """What became of a batch's changes and rejected records; the sum is `batch.delivered`.
@@ -57,7 +68,7 @@ class WriteResult(NamedTuple):
     applied    the row shows something new
     unchanged  the row showed it already: only its version moved, or this very version was there
     stale      the row holds a newer version
-    coalesced  a newer version of the same key was in the batch
+    coalesced  a newer version of the same key was in the batch, and this one was not applied before it
     rejected   filed as a dead letter
     """
 
@@ -88,8 +99,8 @@ class Sink(Protocol):
         """
         ...
 
-    async def open(self, shard_id: str, counter: int, replaces: int | None = None) -> ShardState:
-        """Raise the fence to `counter` and say what is committed.
+    async def open(self, shard_id: str, counter: int, replaces: int | None = None) -> ShardState | None:
+        """Raise the fence to `counter` and say what is committed. None: the shard is not registered, or has ended.
 
         When the answer's counter is higher than mine, somebody newer wrote and nothing was changed. `replaces` names
         such a counter after proof that the lease table itself began anew.
@@ -106,4 +117,65 @@ class Sink(Protocol):
 
     async def end(self, shard_id: str, counter: int, child_ids: Sequence[str]) -> None:
         """Replace a finished shard by its children, which inherit its watermarks. Twice is once."""
+        ...
+
+
+class Effect(Struct, frozen=True, kw_only=True):
+    """An applied change on its way to one destination.
+
+    event_id  by which the receiver knows a repetition
+    attempt   which claim of it this is, from 1; an outcome counts for the latest claim only
+    payload   the CloudEvent, as it stood in the stream
+    """
+
+    id: int
+    event_id: str
+    attempt: int
+    payload: bytes
+
+
+class Destination(Protocol):
+    """Where changes go. `worker.webhook` is the adapter."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def timeout_s(self) -> float:
+        """No `send` takes longer."""
+        ...
+
+    async def send(self, effect: Effect) -> None:
+        """Hand one change over; returns when the receiver has accepted it.
+
+        Raises Transient (not now: the same again later, after `retry_after_s` if the receiver said so) or Rejected
+        (never this one).
+        """
+        ...
+
+
+class Outbox(Protocol):
+    """What waits for the destinations. Every method is one transaction and raises Transient or Fatal."""
+
+    async def claim(self, destination: str, most: int, for_s: float) -> list[Effect]:
+        """Take changes that are due, the oldest first and of each row only the oldest. A claim ends by itself."""
+        ...
+
+    async def sent(self, effect: Effect) -> bool:
+        """The receiver has it. False when the claim had ended, so that somebody else sends it once more."""
+        ...
+
+    async def failed(self, effect: Effect, error: Transient | Rejected, *, wait_s: float, retry_for_s: float) -> bool:
+        """It was not accepted: to be tried again after `wait_s`, or dead. True when it is dead.
+
+        It is dead when the error is Rejected, or when it has been tried for `retry_for_s`.
+        """
+        ...
+
+    async def look(self, destination: str) -> tuple[float, int]:
+        """Age in seconds of what has waited longest (0: nothing waits), and how many are dead."""
+        ...
+
+    async def sweep(self, keep_s: float, most: int) -> int:
+        """Delete what was sent longer ago, `most` rows at a time; answers how many."""
         ...

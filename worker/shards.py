@@ -27,23 +27,28 @@ class HashRange(Struct, frozen=True):
 
 
 class Shard(Struct, frozen=True):
-    """One shard as ListShards tells it. `parent_ids` may name shards that the stream has forgotten."""
+    """One shard as ListShards tells it. `parent_ids` may name shards that the stream has forgotten.
+
+    `first_sequence`: every record's sequence number is at least this.
+    """
 
     id: str
     parent_ids: tuple[str, ...]
     hash_range: HashRange
     is_closed: bool
+    first_sequence: int = 0
 
 
 def from_listing(item: Mapping[str, Any]) -> Shard:
     """One entry of a ListShards answer."""
     parents = (item.get("ParentShardId"), item.get("AdjacentParentShardId"))
-    hashes = item["HashKeyRange"]
+    hashes, sequences = item["HashKeyRange"], item["SequenceNumberRange"]
     return Shard(
         id=item["ShardId"],
         parent_ids=tuple(parent for parent in parents if parent),
         hash_range=HashRange(int(hashes["StartingHashKey"]), int(hashes["EndingHashKey"])),
-        is_closed=item["SequenceNumberRange"].get("EndingSequenceNumber") is not None,
+        is_closed=sequences.get("EndingSequenceNumber") is not None,
+        first_sequence=int(sequences["StartingSequenceNumber"]),
     )
 
 
@@ -77,19 +82,18 @@ def wanted_leases(shards: Sequence[Shard], leases: Iterable[Lease], initial: Che
     """The leases that are missing and should be made, parents first.
 
     A shard whose descendant has a lease is finished and cleaned up: naming it again would read it twice. With
-    `initial` LATEST only shards without a leased ancestor start there, and closed ones of those not at all.
+    `initial` LATEST or AT_TIMESTAMP only shards without a leased ancestor start there. Closed ones of those need no
+    lease for LATEST; for AT_TIMESTAMP they do, for the time may lie within them.
     """
     held = {lease.key for lease in leases}
     past = _ancestors(held, shards)
     missing = [shard for shard in parents_first(shards) if shard.id not in held and shard.id not in past]
-    if initial != LATEST:
-        return [lease_of(shard) for shard in missing]
     wanted = []
     for shard in missing:
         if _ancestors({shard.id}, shards) & held:
             wanted.append(lease_of(shard))
-        elif not shard.is_closed:
-            wanted.append(lease_of(shard, LATEST))
+        elif initial != LATEST or not shard.is_closed:
+            wanted.append(lease_of(shard, initial))
     return wanted
 
 
@@ -99,6 +103,20 @@ def finished(shards: Sequence[Shard], leases: Iterable[Lease]) -> frozenset[str]
     held = {lease.key for lease in leases}
     ended = {lease.key for lease in leases if lease.is_ended}
     return frozenset(ended | (_ancestors(held, shards) - held))
+
+
+def foreign_leases(shards: Iterable[Shard], leases: Iterable[Lease]) -> list[str]:
+    """Leases that cannot be of these shards, because their position is from before the shard was made.
+
+    They were made for another stream, such as one of the same name that was deleted since.
+    """
+    reached = {lease.key: int(lease.checkpoint.position) for lease in leases if lease.checkpoint.is_number}
+    return [shard.id for shard in shards if reached.get(shard.id, shard.first_sequence) < shard.first_sequence]
+
+
+def other_streams(leases: Iterable[Lease]) -> list[str]:
+    """Leases that KCL keeps for several streams in one table: account:stream:epoch:shardId. A shard's id has no colon."""
+    return [lease.key for lease in leases if ":" in lease.key]
 
 
 def _ancestors(of: Iterable[str], shards: Iterable[Shard]) -> set[str]:
@@ -118,16 +136,14 @@ def children_of(parent_id: str, shards: Iterable[Shard]) -> list[Shard]:
     return [shard for shard in shards if parent_id in shard.parent_ids]
 
 
-def blocking_parents(child: Shard, shards: Iterable[Shard], leased: Collection[str]) -> frozenset[str]:
-    """Parents of `child` that the stream still lists but that have no lease yet.
+def unleased_parents(children: Iterable[Shard], leased: Collection[str]) -> frozenset[str]:
+    """Other parents of shards that are to get their leases now, which have none themselves.
 
     A merged shard must not get its lease before them: a parent without lease counts as read, so the child would
-    overtake it. When the child has its lease already, nothing blocks.
+    overtake it. Those that the stream has forgotten do not count. A child that has its lease already waits by it.
     """
-    if child.id in leased:
-        return frozenset()
-    listed = {shard.id for shard in shards}
-    return frozenset(parent for parent in child.parent_ids if parent in listed and parent not in leased)
+    waiting = [child for child in children if child.id not in leased]
+    return frozenset(parent for child in waiting for parent in child.parent_ids if parent not in leased)
 
 
 def gap_at_start(checkpoint: Checkpoint, stored: Position | None) -> str | None:

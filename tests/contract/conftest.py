@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from local.fleet.store import TableStore
+from local.fleet.table import Table
 from tests.contract.kinesis_peers import STARTERS, Server, client_of, start_ministack
 from tests.fakes.lease_store import MemoryLeaseStore
 from tidegate import aws
@@ -65,10 +68,14 @@ async def dynamodb(dynamodb_url: str) -> AsyncIterator[Any]:
         yield client
 
 
-@pytest.fixture(params=["memory", "dynamodb"])
+@pytest.fixture(params=["memory", "fleet", "dynamodb"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[LeaseStore]:
     if request.param == "memory":
         yield MemoryLeaseStore()
+        return
+    if request.param == "fleet":
+        # A clock that leaps a second at every look, so that eventually consistent reads show the newest state.
+        yield TableStore(Table(count().__next__, lambda before, after: None, seed=1, item_bytes=400))
         return
     async with dynamodb_client(request.getfixturevalue("dynamodb_url")) as client:
         real = DynamoLeaseStore(client, f"leases-{uuid4().hex[:8]}")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tidegate.database import CLASSES, CODES, translate, verdict_of
 from tidegate.errors import Fatal, Rejected, Transient
 from worker.dead_letter import Breaker
-from worker.reader import CallPace
+from worker.pace import ReadPace
 from worker.settings import RejectSettings
 
 LIMITS = RejectSettings(window_s=10.0, share=0.5, minimum=4)
@@ -33,17 +33,39 @@ def test_the_breaker_forgets_what_is_older_than_its_window() -> None:
         breaker.note(1, 1, 12.0)
 
 
-@given(st.lists(st.floats(0, 0.5), min_size=1, max_size=60), st.integers(1, 5))
-def test_no_second_holds_more_calls_than_allowed(pauses: list[float], calls: int) -> None:
-    pace = CallPace(calls)
-    now_s, starts = 100.0, []
-    for pause_s in pauses:
+@given(st.lists(st.tuples(st.floats(0, 0.5), st.integers(0, 300)), min_size=1, max_size=60), st.integers(1, 5))
+def test_no_second_holds_more_calls_than_allowed(steps: list[tuple[float, int]], calls: int) -> None:
+    pace = ReadPace(calls, 100)
+    now_s, answered = 100.0, 0
+    starts: list[float] = []
+    for pause_s, size_bytes in steps:
         now_s += pause_s
         now_s += pace.delay_s(now_s)
-        pace.note(now_s)
+        # What was answered before this call fits into the time since the first one, and one second more.
+        assert answered <= 100 * (now_s - (starts[0] if starts else now_s) + 1) + 1e-6
+        pace.note_call(now_s)
+        pace.note_bytes(size_bytes, now_s)
         starts.append(now_s)
+        answered += size_bytes
     for number, start in enumerate(starts[calls:]):
         assert start - starts[number] >= 1.0 - 1e-9
+
+
+def test_after_an_answer_of_ten_mebibytes_a_shard_is_left_alone_for_five_seconds() -> None:
+    pace = ReadPace(5, 2 * 2**20)
+    pace.note_call(100.0)
+    pace.note_bytes(10 * 2**20, 100.2)
+    assert pace.delay_s(100.2) == pytest.approx(5.0)
+    assert pace.delay_s(103.2) == pytest.approx(2.0)
+    assert pace.delay_s(105.3) == 0.0
+
+
+def test_small_answers_cost_no_waiting() -> None:
+    pace = ReadPace(5, 2 * 2**20)
+    for number in range(20):
+        assert pace.delay_s(100 + number / 4) == 0.0
+        pace.note_call(100 + number / 4)
+        pace.note_bytes(2**19, 100 + number / 4)
 
 
 def known_errors() -> list[type[asyncpg.PostgresError]]:

@@ -13,14 +13,15 @@ from worker.batch import Position
 from worker.shards import (
     HashRange,
     Shard,
-    blocking_parents,
     children_of,
     finished,
+    foreign_leases,
     from_listing,
     gap_at_start,
     lease_of,
     parents_first,
     start_position,
+    unleased_parents,
     wanted_leases,
 )
 
@@ -106,12 +107,32 @@ def test_latest_starts_with_the_open_shards_but_loses_nothing_of_a_known_family(
     ]  # fmt: skip
 
 
+def test_at_a_time_every_shard_begins_there_unless_its_family_is_known() -> None:
+    """The time may lie within a closed shard."""
+    fresh = wanted_leases(FAMILY, [], AT_TIMESTAMP)
+    assert {(lease.key, lease.checkpoint) for lease in fresh} == {(each.id, AT_TIMESTAMP) for each in FAMILY}
+    known = wanted_leases(FAMILY, [lease_of(FAMILY[0])], AT_TIMESTAMP)
+    assert {lease.checkpoint for lease in known if lease.key != name(4)} == {TRIM_HORIZON}
+    assert known[-1].checkpoint == AT_TIMESTAMP
+
+
 def test_a_merged_shard_waits_for_both_leases_of_its_parents() -> None:
     child = FAMILY[3]
-    assert blocking_parents(child, FAMILY, {name(1)}) == {name(2)}
-    assert blocking_parents(child, FAMILY, {name(1), name(2)}) == frozenset()
-    assert blocking_parents(child, FAMILY, {name(1), name(3)}) == frozenset(), "it has its lease already"
-    assert blocking_parents(child, [FAMILY[1], child], {name(1)}) == frozenset(), "the stream forgot the other parent"
+    assert unleased_parents([child], {name(1)}) == {name(2)}
+    assert unleased_parents([child], {name(1), name(2)}) == frozenset()
+    assert unleased_parents([child], {name(1), name(3)}) == frozenset(), "it has its lease already"
+
+
+def test_a_position_from_before_its_shard_is_foreign() -> None:
+    shards = [replace(each, first_sequence=100) for each in FAMILY]
+    leases = [
+        replace(lease_of(shards[0]), checkpoint=SHARD_END),
+        lease_of(shards[1], at("99")),
+        lease_of(shards[2], at("100")),
+        lease_of(shards[3], LATEST),
+        Lease(key="somebody else's", checkpoint=at("5")),
+    ]
+    assert foreign_leases(shards, leases) == [name(1)]
 
 
 def test_children_are_found_by_either_parent() -> None:
@@ -127,7 +148,7 @@ def test_a_listing_is_understood() -> None:
         "SequenceNumberRange": {"StartingSequenceNumber": "1", "EndingSequenceNumber": "9"},
     }  # fmt: skip
     found = from_listing(item)
-    assert found == Shard(name(3), (name(1), name(2)), HashRange(0, 2**128 - 1), is_closed=True)
+    assert found == Shard(name(3), (name(1), name(2)), HashRange(0, 2**128 - 1), is_closed=True, first_sequence=1)
     assert 2**128 - 1 in found.hash_range
     lease = lease_of(found)
     assert (lease.parent_keys, lease.ending_hash_key) == (frozenset({name(1), name(2)}), str(2**128 - 1))

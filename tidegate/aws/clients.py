@@ -18,7 +18,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 
 from tidegate.aws.failures import aws_errors
-from tidegate.aws.records import FastRecordsParserFactory
+from tidegate.aws.subscription import KinesisParserFactory
 from tidegate.settings import AwsSettings
 
 
@@ -27,7 +27,7 @@ async def client(service: str, settings: AwsSettings | None = None) -> AsyncIter
     """Open a client for "kinesis", "dynamodb", "s3", …; it closes with the block.
 
     Raises Fatal when region or credentials are missing. A Kinesis client answers GetRecords with a `RecordsPage`:
-    call `get_records`, not `client.get_records`.
+    call `get_records`, not `client.get_records`, and so for `subscribe_to_shard`.
     """
     settings = settings or AwsSettings()
     # A client's own errors while it opens are translated; those of the block are the block's business.
@@ -44,7 +44,7 @@ async def client(service: str, settings: AwsSettings | None = None) -> AsyncIter
 def _session() -> AioSession:
     """One session a process: it caches the service models (megabytes of JSON) and the credentials."""
     session = AioSession()
-    session.register_component("response_parser_factory", FastRecordsParserFactory())
+    session.register_component("response_parser_factory", KinesisParserFactory())
     return session
 
 

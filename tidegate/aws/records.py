@@ -19,18 +19,7 @@ from botocore.parsers import ResponseParserError
 from msgspec import Struct, field
 
 from tidegate.aws.failures import aws_errors
-
-
-class KinesisRecord(Struct, frozen=True, gc=False, rename="pascal"):
-    """One record as Kinesis holds it; `arrival` is when Kinesis accepted it, in epoch seconds.
-
-    The garbage collector does not track it (`gc=False`): it holds no containers, and pages have thousands.
-    """
-
-    sequence_number: str
-    data: bytes
-    partition_key: str
-    arrival: float = field(name="ApproximateArrivalTimestamp", default=0.0)
+from tidegate.record import Record
 
 
 class HashKeyRange(Struct, frozen=True, rename="pascal"):
@@ -52,7 +41,7 @@ class RecordsPage(Struct, frozen=True, rename="pascal"):
     """One GetRecords reply. `next_iterator` None means that the shard is closed and this was its last page,
     which may still carry records; `child_shards` then says where its keys went on."""
 
-    records: list[KinesisRecord] = []
+    records: list[Record] = []
     next_iterator: str | None = field(name="NextShardIterator", default=None)
     millis_behind_latest: int = 0
     child_shards: list[ChildShard] | None = None
@@ -61,14 +50,20 @@ class RecordsPage(Struct, frozen=True, rename="pascal"):
 _DECODER = msgspec.json.Decoder(RecordsPage)
 
 
-async def get_records(client: Any, iterator: str, limit: int) -> RecordsPage:
-    """Read one page of a shard: at most `limit` (≤ 10,000) records and 10 MiB.
+def decode_page(body: bytes) -> RecordsPage:
+    """The typed page in the body of a GetRecords reply. Raises msgspec.DecodeError."""
+    return _DECODER.decode(body)
+
+
+async def get_records(client: Any, iterator: str, limit: int, stream_arn: str | None = None) -> RecordsPage:
+    """Read one page of a shard: at most `limit` (≤ 10,000) records and 10 MiB. Another account's needs the ARN.
 
     `client` comes from `aws.client("kinesis")`. Raises Transient (throttled, or an expired iterator: see
     `error_code`) and Fatal.
     """
     with aws_errors("read records"):
-        reply = await client.get_records(ShardIterator=iterator, Limit=limit)
+        named = {"StreamARN": stream_arn} if stream_arn else {}
+        reply = await client.get_records(ShardIterator=iterator, Limit=limit, **named)
     page: RecordsPage = reply["Page"]
     return page
 
@@ -78,17 +73,17 @@ class FastRecordsParserFactory(AioResponseParserFactory):  # type: ignore[misc]
 
     def create_parser(self, protocol_name: str) -> object:
         if protocol_name == "json":
-            return _FastRecordsParser(**self._defaults)
+            return FastRecordsParser(**self._defaults)
         return super().create_parser(protocol_name)
 
 
-class _FastRecordsParser(AioJSONParser):  # type: ignore[misc]
+class FastRecordsParser(AioJSONParser):  # type: ignore[misc]
     async def _do_parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
         if shape is None or shape.name != "GetRecordsOutput":
             parsed: dict[str, Any] = await super()._do_parse(response, shape)
             return parsed
         try:
-            page = _DECODER.decode(response["body"])
+            page = decode_page(response["body"])
         except msgspec.DecodeError as error:
             # A torn or foreign reply: the adapters call that Transient, as for every other operation.
             raise ResponseParserError(f"GetRecords reply is not readable: {error}") from error

@@ -1,0 +1,162 @@
+"""Where one shard's reading stands, whatever way its records come: polled (`reader`) or pushed (`fanout`).
+
+Resuming asks for the checkpoint's own record again (AT_SEQUENCE_NUMBER) and drops what is at or before the
+checkpoint: AFTER_SEQUENCE_NUMBER would lose the rest of a half-done aggregate. The record's absence shows that
+the stream has trimmed it, and perhaps others that were never read: that is reported as a gap. The same holds when
+reading has lost touch for so long that something unread may have been trimmed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from tidegate import telemetry
+from tidegate.aws import ChildShard, RecordsPage
+from tidegate.leases.lease import AT_TIMESTAMP, LATEST, Checkpoint
+from worker import kpl
+from worker.batch import Position, Record
+from worker.ports import Delivery
+from worker.shards import HashRange, Shard
+
+_RETRY_BASE_S = 0.1
+# A stream keeps its records for 24 hours at least. An hour less, for clocks of ours that are wrong.
+_SURELY_KEPT_S = 23 * 3600.0
+
+
+class ShardGone(Exception):
+    """The stream has trimmed the whole shard."""
+
+
+class StartTimes(Struct, frozen=True):
+    """What the words stand for that are times, in epoch seconds: LATEST when first looked at, AT_TIMESTAMP as set.
+
+    Without a time set, AT_TIMESTAMP reads from the horizon: to begin too early does no harm.
+    """
+
+    latest_s: float
+    timestamp_s: float | None = None
+
+
+class Place(NamedTuple):
+    """Where to read from, in Kinesis' words: the kind of position, and its number or its epoch seconds."""
+
+    kind: str
+    sequence: str | None = None
+    timestamp_s: float | None = None
+
+
+class Reading:
+    """One shard's reading: the last position delivered, and whether what follows is known to join on to it."""
+
+    def __init__(self, shard_id: str, start: Checkpoint, times: StartTimes) -> None:
+        self.shard_id = shard_id
+        self._start = start
+        self._times = times
+        self._last = Position(int(start.position), start.sub_sequence) if start.is_number else None
+        self._joined = not start.is_number
+        self._complete_s: float | None = None
+
+    @property
+    def has_position(self) -> bool:
+        """Whether reading goes on from a sequence number, which only the stream it came from knows."""
+        return self._last is not None
+
+    def place(self) -> Place:
+        """Where to go on."""
+        if self._last is not None:
+            return Place("AT_SEQUENCE_NUMBER", sequence=str(self._last.sequence))
+        if self._start == LATEST:
+            # LATEST itself would skip what came in since the shard was first looked at.
+            return Place("AT_TIMESTAMP", timestamp_s=self._times.latest_s)
+        if self._start == AT_TIMESTAMP and self._times.timestamp_s is not None:
+            return Place("AT_TIMESTAMP", timestamp_s=self._times.timestamp_s)
+        return Place("TRIM_HORIZON")
+
+    def note_complete(self, page: RecordsPage, now_s: float) -> None:
+        """Remember until when the shard was read completely. `now_s` is wall-clock time, as retention is."""
+        self._complete_s = now_s - page.millis_behind_latest / 1000
+
+    def lost_touch(self, now_s: float) -> bool:
+        """Reading must begin anew at `place`. True when the stream may have trimmed something unread meanwhile."""
+        age_s = float("inf") if self._complete_s is None else now_s - self._complete_s
+        # A clock that was set back proves nothing.
+        may_be_lost = not 0 <= age_s < _SURELY_KEPT_S
+        if may_be_lost and self._last is not None:
+            self._joined = False
+        return may_be_lost
+
+    def deliver(self, page: RecordsPage, hash_range: HashRange | None) -> Delivery:
+        """A page as a delivery: aggregates taken apart, what was delivered before dropped, a gap noticed."""
+        gap = self._gap(page)
+        records = _user_records(page.records, hash_range)
+        if self._last is not None and records and records[0].position <= self._last:
+            last = self._last
+            records = [record for record in records if record.position > last]
+        if records:
+            self._last = records[-1].position
+        size_bytes = sum(map(len, [record.data for record in page.records]))
+        telemetry.RECORDS_READ.inc(len(records))
+        telemetry.BYTES_READ.inc(size_bytes)
+        telemetry.MILLIS_BEHIND.labels(self.shard_id).set(page.millis_behind_latest)
+        return Delivery(
+            records=tuple(records),
+            millis_behind=page.millis_behind_latest,
+            size_bytes=size_bytes,
+            gap=gap,
+            is_end=page.next_iterator is None,
+            children=tuple(_child(child) for child in page.child_shards or ()),
+        )
+
+    def gone(self) -> Delivery:
+        """The end of a shard that the stream does not list any more."""
+        gap = f"{self.shard_id} is not in the stream any more; what was after {self._last or self._start} is lost"
+        return Delivery(records=(), millis_behind=0, gap=gap, is_end=True)
+
+    def _gap(self, page: RecordsPage) -> str | None:
+        """Judged once for each place that reading goes on from: by its first record, or by none up to the tip."""
+        if self._joined or self._last is None:
+            return None
+        known = f"what was read last, {self._last.sequence}"
+        if page.records:
+            self._joined = True
+            if int(page.records[0].sequence_number) == self._last.sequence:
+                return None
+            return f"the stream begins at {page.records[0].sequence_number}, after {known}"
+        if page.millis_behind_latest and page.next_iterator is not None:
+            return None
+        self._joined = True
+        return f"the stream holds nothing from {known}, on: not even that record"
+
+
+def backoff_s(tried: int, most_s: float) -> float:
+    """Full jitter: consumers that were throttled together must not come back together."""
+    return random.uniform(0, min(most_s, _RETRY_BASE_S * 2.0 ** min(tried, 32)))
+
+
+def _child(child: ChildShard) -> Shard:
+    keys = child.hash_key_range
+    hash_range = HashRange(int(keys.starting_hash_key), int(keys.ending_hash_key))
+    return Shard(child.shard_id, tuple(child.parent_shards), hash_range, is_closed=False)
+
+
+def _user_records(records: Sequence[Record], hash_range: HashRange | None) -> Sequence[Record]:
+    """Aggregates taken apart, everything else as it is. Most pages have no aggregate at all."""
+    if kpl.MAGIC[:1] not in {record.data[:1] for record in records}:
+        return records
+    return [each for record in records for each in _split(record, hash_range)]
+
+
+def _split(record: Record, hash_range: HashRange | None) -> Iterator[Record]:
+    inner = kpl.split(record.data)
+    if inner is None:
+        yield record
+        return
+    for sub, user_record in enumerate(inner):
+        if hash_range is not None and user_record.hash_key not in hash_range:
+            # Aggregated before a reshard: it belongs to a sister, but only here will anybody see it.
+            telemetry.RECORDS_OUTSIDE.inc()
+        yield Record(record.sequence_number, user_record.data, sub, user_record.partition_key, record.arrival)
