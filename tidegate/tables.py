@@ -10,7 +10,7 @@ a bubble's migrations: alembic does not see its text change, so `tidegate.migrat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,6 +23,13 @@ SCHEMA = "tidegate"
 
 VERSION_COLUMNS = ("_generation", "_source_version", "_epoch", "_read", "_translation")
 """The parts of `tidegate.event.Version`, in its order."""
+
+
+TOMBSTONE_INDEX = "_gone"
+"""What the name of an index that is not the bubble's ends in."""
+
+COMPLETENESS = "_complete"
+"""What the name of the CHECK ends in that holds live rows to the entity's rules."""
 
 
 def column_type(field: Field) -> TypeEngine[Any]:
@@ -58,22 +65,37 @@ def entity_table(shape: EntityShape, metadata: sa.MetaData) -> sa.Table:
     return sa.Table(shape.table, metadata, *content, *own, *_reader_indexes(shape))
 
 
-def completeness(shape: EntityShape) -> Iterator[str]:
-    """The SQL that holds live rows to the fields that the entity requires now.
+def required(shape: EntityShape) -> frozenset[str]:
+    """The fields without which no row of the entity is live. The key is never left out."""
+    return frozenset(field.name for field in shape.fields if not field.nullable and field != shape.key)
+
+
+def completeness(shape: EntityShape, fields: Set[str] | None = None) -> Iterator[str]:
+    """The SQL that holds live rows to the fields that the entity requires now, or to those of them that are given.
 
     NOT VALID: it judges what is written from now on. Rows from before a field was added stay until the poller's
     next translation of them; to check them here would let no such release start.
     """
-    required = [field.name for field in shape.fields if not field.nullable and field != shape.key]
-    if required:
-        complete = " AND ".join(f'"{field}" IS NOT NULL' for field in required)
-        name = f'"{shape.table}_complete"'
-        yield f'ALTER TABLE "{shape.table}" ADD CONSTRAINT {name} CHECK ("_deleted" OR ({complete})) NOT VALID'
+    names = sorted(required(shape) if fields is None else fields)
+    if names:
+        complete = " AND ".join(f'"{name}" IS NOT NULL' for name in names)
+        rule = f'"{shape.table}{COMPLETENESS}"'
+        yield f'ALTER TABLE "{shape.table}" ADD CONSTRAINT {rule} CHECK ("_deleted" OR ({complete})) NOT VALID'
 
 
 def no_completeness(shape: EntityShape) -> str:
-    """Takes that rule away, to run before the table is migrated and looked at."""
-    return f'ALTER TABLE IF EXISTS "{shape.table}" DROP CONSTRAINT IF EXISTS "{shape.table}_complete"'
+    """Takes that rule away, to make room for another one."""
+    return f'ALTER TABLE IF EXISTS "{shape.table}" DROP CONSTRAINT IF EXISTS "{shape.table}{COMPLETENESS}"'
+
+
+def tombstone_index(shape: EntityShape) -> str:
+    """How housekeeping finds tombstones without reading the table.
+
+    On the key, and with a condition that only deletions change: an index on a time would be written at every update.
+    No part of a bubble's migrations either; nobody should have to generate one for it.
+    """
+    name = f'"{shape.table}{TOMBSTONE_INDEX}"'
+    return f'CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON "{shape.table}" ("{shape.key.name}") WHERE "_deleted"'
 
 
 def _reader_indexes(shape: EntityShape) -> Iterable[sa.Index]:
@@ -122,6 +144,7 @@ dead_letter = sa.Table(
     operational,
     sa.Column("id", sa.BigInteger(), sa.Identity(), primary_key=True),
     sa.Column("stream", sa.Text(), nullable=False),
+    # Where it was met last: a replay stands further on.
     sa.Column("shard_id", sa.Text(), nullable=False),
     sa.Column("sequence_number", sa.Numeric(), nullable=False),
     sa.Column("sub_sequence", sa.BigInteger(), nullable=False),
@@ -140,12 +163,79 @@ dead_letter = sa.Table(
     # Arrays compare element by element, as versions do.
     sa.Column("version", sa.ARRAY(sa.BigInteger()), nullable=True),
     sa.Column("observed_at", sa.DateTime(timezone=True), nullable=True),
-    # Open while NULL. Set by the worker when a newer version of the row is there, or by a person.
+    # `tidegate.letter` says what these three mean.
+    sa.Column("kind", sa.Text(), nullable=False),
+    sa.Column("identity", sa.Text(), nullable=False),
+    sa.Column("fingerprint", sa.Text(), nullable=False),
+    # Open while NULL. Set by the worker when this or a newer version of the row is there, or by a person.
     sa.Column("resolved_at", sa.DateTime(timezone=True), nullable=True),
-    sa.UniqueConstraint("stream", "shard_id", "sequence_number", "sub_sequence", name="dead_letter_position_key"),
+    sa.Column("resolution", sa.Text(), nullable=True),
+    sa.Column("resolved_by", sa.Text(), nullable=True),
+    sa.Column("replayed_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("replays", sa.BigInteger(), nullable=False, server_default="0"),
+    # What a person made of the payload, whole record again; the payload itself stays as it came.
+    sa.Column("edited_payload", sa.LargeBinary(), nullable=True),
+    sa.Column("edited_identity", sa.Text(), nullable=True),
+    sa.Column("edited_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("edited_by", sa.Text(), nullable=True),
+    sa.UniqueConstraint("stream", "identity", name="dead_letter_identity_key"),
     sa.Index(
         "dead_letter_open_key", "entity", "key", postgresql_where=sa.text("resolved_at IS NULL AND key IS NOT NULL")
     ),
     sa.Index("dead_letter_open_source", "source", "reason", postgresql_where=sa.text("resolved_at IS NULL")),
+    sa.Index("dead_letter_fingerprint", "fingerprint"),
+    sa.Index("dead_letter_edited", "edited_identity", postgresql_where=sa.text("edited_identity IS NOT NULL")),
+    sa.Index("dead_letter_replayed", "entity", "key", postgresql_where=sa.text("replayed_at IS NOT NULL")),
+    sa.Index("dead_letter_resolved", "resolved_at", postgresql_where=sa.text("resolved_at IS NOT NULL")),
     comment="Records that could not be handled, whole, with the reason. Open ones make answers incomplete.",
+)
+
+erasure = sa.Table(
+    "erasure",
+    operational,
+    sa.Column("id", sa.BigInteger(), sa.Identity(), primary_key=True),
+    sa.Column("entity", sa.Text(), nullable=False),
+    sa.Column("key_hash", sa.LargeBinary(), nullable=False),
+    sa.Column("erased_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("erased_by", sa.Text(), nullable=False),
+    # What the row's version was, for --undo; NULL where there was no row.
+    sa.Column("version", sa.ARRAY(sa.BigInteger()), nullable=True),
+    sa.Column("was_deleted", sa.Boolean(), nullable=False, server_default=sa.false()),
+    sa.Column("undone_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("undone_by", sa.Text(), nullable=True),
+    sa.Index("erasure_key", "entity", "key_hash", unique=True, postgresql_where=sa.text("undone_at IS NULL")),
+    comment="Rows whose content was erased and stays out; the key only as SHA-256 of its text.",
+)
+
+outbox = sa.Table(
+    "outbox",
+    operational,
+    sa.Column("id", sa.BigInteger(), sa.Identity(), primary_key=True),
+    sa.Column("destination", sa.Text(), nullable=False),
+    # What the receiver sees as `webhook-id`: the event's own id, or a hash of one that fits no header.
+    sa.Column("event_id", sa.Text(), nullable=False),
+    # A hash of entity and key: within it, the order of the ids is the order of the versions and of sending.
+    sa.Column("lane", sa.BigInteger(), nullable=False),
+    sa.Column("entity", sa.Text(), nullable=False),
+    sa.Column("key", sa.Text(), nullable=False),
+    sa.Column("payload", sa.LargeBinary(), nullable=False),
+    # discarded: a person gave a dead one up.
+    sa.Column("state", sa.Text(), nullable=False, server_default="waiting"),
+    # Counts claims; an outcome is only accepted from the latest one.
+    sa.Column("attempts", sa.BigInteger(), nullable=False, server_default="0"),
+    # While somebody sends it, the end of that claim; else when it may be tried, if it is the oldest of its lane.
+    sa.Column("due_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("queued_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("tried_since", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("answered_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("reason", sa.Text(), nullable=True),
+    sa.Column("message", sa.Text(), nullable=True),
+    sa.UniqueConstraint("destination", "event_id", name="outbox_event_key"),
+    sa.CheckConstraint("state IN ('waiting', 'sent', 'dead', 'discarded')", name="outbox_state"),
+    sa.Index("outbox_due", "destination", "due_at", postgresql_where=sa.text("state = 'waiting'")),
+    sa.Index("outbox_oldest", "destination", "id", postgresql_where=sa.text("state = 'waiting'")),
+    sa.Index("outbox_lane", "destination", "lane", "id", postgresql_where=sa.text("state = 'waiting'")),
+    sa.Index("outbox_dead", "destination", postgresql_where=sa.text("state = 'dead'")),
+    sa.Index("outbox_answered", "answered_at", postgresql_where=sa.text("state IN ('sent', 'discarded')")),
+    comment="Applied changes on their way to the destinations of the bubble, written with the rows that they changed.",
 )

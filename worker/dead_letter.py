@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from tidegate.database import Connection
 from tidegate.errors import Fatal
+from tidegate.letter import LetterKind, event_identity, fingerprint, place_identity, row_identity
 from worker import statements
 from worker.batch import DeadLetter
 from worker.settings import RejectSettings
@@ -23,7 +24,10 @@ _NAME_CHARACTERS = 512
 
 
 async def file(connection: Connection, stream: str, shard_id: str, letters: Sequence[DeadLetter]) -> None:
-    """Write the letters; one that was filed before counts another attempt. Positions must differ."""
+    """Write the letters; one that was filed before counts another attempt, wherever it stood then.
+
+    What is of a key that was erased is not filed at all.
+    """
     if not letters:
         return
     await connection.execute(
@@ -42,7 +46,17 @@ async def file(connection: Connection, stream: str, shard_id: str, letters: Sequ
         [letter.payload for letter in letters],
         [statements.version_text(letter.version) if letter.version else None for letter in letters],
         [letter.observed_at for letter in letters],
+        [letter.kind for letter in letters],
+        [_identity(shard_id, letter) for letter in letters],
+        [fingerprint(letter.stage, letter.reason, letter.entity, letter.message) for letter in letters],
     )
+
+
+def _identity(shard_id: str, letter: DeadLetter) -> str:
+    if letter.kind is LetterKind.ROW:
+        return row_identity(letter.source, letter.entity, letter.key, letter.event_id, letter.payload)
+    named = event_identity(letter.payload) if letter.kind is LetterKind.EVENT else None
+    return named or place_identity(letter.kind, shard_id, *letter.position)
 
 
 def _text(text: str, characters: int = _MESSAGE_CHARACTERS) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tidegate import __version__
-from tidegate.cli import bubbles, demo, project
+from tidegate.cli import bubbles, dead_letters, demo, erase, leases, project, simulate
 from tidegate.errors import TidegateError
 
 _OVERVIEW = """\
@@ -21,6 +21,9 @@ keep a front office in step with a back office
 
   start a project      tidegate new NAME
   look before          tidegate check, tidegate schema, tidegate migrate --plan
+  look after leases    tidegate leases list
+  look after letters   tidegate dead-letters list
+  forget a person      tidegate erase ENTITY KEY --dry-run
   run it on a laptop   tidegate demo
   run it for real      tidegate migrate, then: python -m poller, python -m worker
 
@@ -58,5 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     project.add_verbs(verbs)
     bubbles.add_verbs(verbs)
+    leases.add_verbs(verbs)
+    dead_letters.add_verbs(verbs)
+    erase.add_verbs(verbs)
     demo.add_verbs(verbs)
+    simulate.add_verbs(verbs)
     return parser

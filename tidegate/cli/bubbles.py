@@ -12,8 +12,8 @@ import msgspec
 
 from tidegate import bubble as bubbles
 from tidegate import contract, migrate, settings
-from tidegate.bubble import Bubble, CsvDrop, Env, Source
-from tidegate.entity import EntityShape
+from tidegate.bubble import Bubble, CsvDrop, Destination, Env, Source
+from tidegate.entity import EntityShape, describe
 from tidegate.errors import Fatal
 from tidegate.settings import Variable
 
@@ -41,8 +41,26 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
     migration = verbs.add_parser("migrate", help="bring the database to this release and this bubble")
     _bubble_argument(migration)
-    migration.add_argument("--plan", action="store_true", help="say what would be applied, change nothing")
+    migration.add_argument(
+        "--plan", action="store_true", help="say what would be applied and what each step does to running workers"
+    )
+    migration.add_argument(
+        "--expand", action="store_true", help="apply only what the previous release survives, leave the rest for later"
+    )
+    migration.add_argument("--allow-destructive", action="store_true", help="apply steps after which values are gone")
+    migration.add_argument(
+        "--allow-running", action="store_true", help="apply steps that need the previous release stopped while it runs"
+    )
+    migration.add_argument(
+        "--patience-s",
+        type=float,
+        default=migrate.Limits().patience_s,
+        help="how long a step is tried that gets no lock",
+    )
     migration.add_argument("--generate", metavar="TITLE", help="write the bubble's next migration; needs no database")
+    migration.add_argument(
+        "--drop-and-add", action="store_true", help="with --generate: what goes and what comes is no rename"
+    )
     migration.set_defaults(run=run_migrate)
 
 
@@ -65,6 +83,7 @@ def run_check(arguments: argparse.Namespace) -> int:
             "bubble": bubble.name,
             "entities": [msgspec.to_builtins(shape) for shape in bubble.shapes],
             "sources": {source.name: _source_line(source) for source in bubble.sources},
+            "destinations": {each.name: _destination_line(each) for each in bubble.destinations},
             "missing_environment": [env.name for env in missing],
             "settings": [msgspec.to_builtins(variable) for variable in variables],
             "settings_faults": faults,
@@ -108,6 +127,8 @@ def _report(bubble: Bubble, missing: list[Env]) -> Iterator[str]:
     for source in bubble.sources:
         yield f"source {source.name}: {_source_line(source)}"
     yield ""
+    for destination in bubble.destinations:
+        yield f"destination {destination.name}: {_destination_line(destination)}"
     for viewer in bubble.viewers:
         claim = f"each value of the {viewer.claim!r} claim" if viewer.many else f"the whole {viewer.claim!r} claim"
         yield f"viewer {viewer.kind}: the rest of {claim}, if it starts with {viewer.prefix!r}"
@@ -116,7 +137,9 @@ def _report(bubble: Bubble, missing: list[Env]) -> Iterator[str]:
         yield f"environment {env.name}: {_environment_state(env, missing)}"
     yield ""
     yield (
-        "everything is in place" if not missing else f"{len(missing)} variables are missing; the poller will not start"
+        "everything is in place"
+        if not missing
+        else f"{len(missing)} variables are missing; what needs them will not start"
     )
 
 
@@ -142,6 +165,12 @@ def _source_line(source: Source) -> str:
     )
 
 
+def _destination_line(destination: Destination) -> str:
+    names = ", ".join(describe(entity).name for entity in destination.entities) or "every entity"
+    operations, causes = " and ".join(destination.operations), " or ".join(destination.causes)
+    return f"POST to {destination.url.name}, each {operations} of {names}, when {causes}"
+
+
 def _environment_state(env: Env, missing: list[Env]) -> str:
     if env in missing:
         return "MISSING"
@@ -157,15 +186,40 @@ def run_migrate(arguments: argparse.Namespace) -> int:
     bubble = _load(arguments)
     folder = migrate.migrations_of(importlib.import_module(arguments.bubble))
     if arguments.generate:
-        path = migrate.generate(bubble, folder, arguments.generate)
-        print("the tables are those of the last migration already" if path is None else f"wrote {path}; review it")
+        paths = migrate.generate(bubble, folder, arguments.generate, drop_and_add=arguments.drop_and_add)
+        for path in paths:
+            print(f"wrote {path}; review it")
+        if not paths:
+            print("the tables are those of the last migration already")
         return 0
     url = os.environ.get("TIDEGATE_DATABASE_URL")
     if not url:
         raise Fatal("TIDEGATE_DATABASE_URL is not set; give the address of the database as its owner")
-    steps = migrate.pending(url, bubble, folder) if arguments.plan else migrate.upgrade(url, bubble, folder)
+    permission = migrate.Permission(
+        destructive=arguments.allow_destructive, running=arguments.allow_running, expand_only=arguments.expand
+    )
+    if arguments.plan:
+        return _show_plan(migrate.plan(url, bubble, folder), permission)
+    steps = migrate.upgrade(url, bubble, folder, permission, migrate.Limits(patience_s=arguments.patience_s))
     for step in steps:
-        print(f"{'would apply' if arguments.plan else 'applied'} {step.history} {step.revision}: {step.title}")
+        print(f"applied {step.name}: {step.title}")
     if not steps:
         print("nothing to apply", file=sys.stderr)
     return 0
+
+
+def _show_plan(found: migrate.Plan, permission: migrate.Permission) -> int:
+    """Print it; 0 when it may be carried out as it is, else 1."""
+    chosen = migrate.chosen(found.steps, permission)
+    for step in found.steps:
+        print(f"{'would apply' if step in chosen else 'would leave'} {step.name}: {step.title} [{step.judgement}]")
+        for judged in step.statements:
+            for finding in judged.findings:
+                print(f"    {finding.hazard}: {finding.why}")
+                print(f"        {' '.join(judged.statement.split())[:200]}")
+    if not found.steps:
+        print("nothing to apply", file=sys.stderr)
+    reasons = list(migrate.refusals(found, permission))
+    for reason in reasons:
+        print(f"refused: {reason}", file=sys.stderr)
+    return 1 if reasons else 0
