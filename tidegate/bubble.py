@@ -1,4 +1,4 @@
-"""Bubble: the entities, sources and viewers of one deployment, named by import path.  (pure)
+"""Bubble: the entities, sources, viewers and destinations of one deployment, named by import path.  (pure)
 
 A bubble is a small package of the user's own. The services know it only through this module, so a new
 entity or back office touches no file of theirs. Nothing here performs I/O: sources are declarations, the
@@ -8,6 +8,7 @@ poller acts on them; settings are named (`Env`) and read by the program that nee
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import msgspec
 
 from tidegate.entity import EVERYONE, Entity, EntityShape, describe
 from tidegate.errors import BubbleError
+from tidegate.event import Cause, Operation
 
 RawRow = Mapping[str, Any]
 """One row as the back office gave it: column name → JSON value (text for CSV)."""
@@ -174,6 +176,36 @@ class Viewer(msgspec.Struct, frozen=True):
     many: bool = False
 
 
+class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """An HTTP receiver that is told of changes: one signed POST for each, whose body is the CloudEvent.
+
+    name        labels its changes while they wait; a renamed webhook is another one, to which none of them go
+    url         where to POST
+    secrets     base64 of 24 to 64 random bytes, `whsec_` in front or not. Each that is set signs, so that a second one,
+                `Env("…", secret=True, default="")`, can be set while the receiver changes over
+    entities    whose changes it wants; none named means every entity's
+    operations  upserts, deletions or both
+    causes      why an event was published; live changes only, unless said otherwise: a backfill tells of every row
+    timeout_s   for one POST, from connecting to the answer
+    """
+
+    name: str
+    url: Env
+    secrets: tuple[Env, ...]
+    entities: tuple[type[Entity], ...] = ()
+    operations: tuple[Operation, ...] = (Operation.UPSERT, Operation.DELETE)
+    causes: tuple[Cause, ...] = (Cause.LIVE,)
+    timeout_s: float = 10.0
+
+    @property
+    def environment(self) -> tuple[Env, ...]:
+        return (self.url, *self.secrets)
+
+
+Destination = Webhook
+"""Where changes can go. Another kind joins it here, as an adapter of `worker.ports.Destination`, and in `worker.app`."""
+
+
 class Bubble(msgspec.Struct, frozen=True, kw_only=True):
     """One deployment. `name` prefixes nothing by itself; it labels logs and documents."""
 
@@ -181,6 +213,7 @@ class Bubble(msgspec.Struct, frozen=True, kw_only=True):
     entities: tuple[type[Entity], ...]
     sources: tuple[Source, ...]
     viewers: tuple[Viewer, ...] = ()
+    destinations: tuple[Destination, ...] = ()
 
     @property
     def shapes(self) -> tuple[EntityShape, ...]:
@@ -191,10 +224,13 @@ class Bubble(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def environment(self) -> tuple[Env, ...]:
-        """Every variable that the sources need, each once, in the order of declaration."""
+        """Every variable that the sources and destinations need, each once, in the order of declaration."""
         found: dict[str, Env] = {}
         for source in self.sources:
             for env in _feed_environment(source.feed):
+                found.setdefault(env.name, env)
+        for destination in self.destinations:
+            for env in destination.environment:
                 found.setdefault(env.name, env)
         return tuple(found.values())
 
@@ -247,6 +283,7 @@ def check(bubble: Bubble) -> None:
         _check_viewers(bubble, entity, shape)
     _check_claims(bubble)
     _check_sources(bubble)
+    _check_destinations(bubble)
 
 
 def _check_viewers(bubble: Bubble, entity: type[Entity], shape: EntityShape) -> None:
@@ -308,3 +345,26 @@ def _check_numbers(source: Source) -> None:
         raise BubbleError(f"source {source.name!r}: safety_s is {source.safety_s}; it must not be negative")
     if source.translation < 1:
         raise BubbleError(f"source {source.name!r}: translation is {source.translation}; it starts at 1")
+
+
+_DESTINATION = re.compile(r"[a-z][a-z0-9_-]{0,57}")
+
+
+def _check_destinations(bubble: Bubble) -> None:
+    names: set[str] = set()
+    for destination in bubble.destinations:
+        name = f"destination {destination.name!r}"
+        if not _DESTINATION.fullmatch(destination.name):
+            raise BubbleError(f"{name}: name it in lower-case letters, digits, dashes and underscores")
+        if destination.name in names:
+            raise BubbleError(f"{name}: the name is taken twice; every destination needs its own")
+        names.add(destination.name)
+        for entity in destination.entities:
+            if entity not in bubble.entities:
+                raise BubbleError(f"{name}: {entity.__name__} is not among the bubble's entities; add it")
+        if not destination.operations or not destination.causes:
+            raise BubbleError(f"{name}: without operations or causes it would never be told of anything; name some")
+        if not destination.secrets or not all(secret.secret for secret in destination.secrets):
+            raise BubbleError(f'{name}: it needs secrets, each an Env("…", secret=True); what it sends is signed')
+        if destination.timeout_s <= 0:
+            raise BubbleError(f"{name}: timeout_s is {destination.timeout_s}; it must be more than 0")
