@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from bench import Result
+from bench import Result, seconds
+from bench._stream import event
 from tidegate import codec
-from tidegate.event import Cause, ChangeEvent, EntityKey, Operation, Version
 
 EVENTS = 20_000
 ROUNDS = 5
@@ -30,50 +29,10 @@ class _Plain:
 
 
 def run() -> Iterator[Result]:
-    records = [codec.encode(_event(number)) for number in range(EVENTS)]
-    ours = _per_second(lambda: [codec.decode(record) for record in records])
-    plain = _per_second(lambda: [_by_hand(record) for record in records])
-    yield Result(
-        bench="codec",
-        value=round(ours),
-        unit="events/s",
-        baseline="json",
-        baseline_value=round(plain),
-        ratio=round(ours / plain, 2),
-    )
-
-
-def _per_second(work: Callable[[], object]) -> float:
-    best_s = min(_seconds(work) for _ in range(ROUNDS))
-    return EVENTS / best_s
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started_s = time.perf_counter()
-    work()
-    return time.perf_counter() - started_s
-
-
-def _event(number: int) -> ChangeEvent:
-    at = datetime(2026, 1, 1, tzinfo=UTC)
-    payload = {
-        "number": f"P{number:07d}",
-        "status": "in_transit",
-        "shipping_cost": "12.50",
-        "express": True,
-        "seats": 3,
-    }
-    return ChangeEvent(
-        event_id=f"{number:032x}",
-        key=EntityKey("parcel", f"P{number:07d}"),
-        version=Version(0, 1_795_240_503_000_000 + number, 17, number, 1),
-        operation=Operation.UPSERT,
-        cause=Cause.LIVE,
-        source="parcels",
-        occurred_at=at,
-        observed_at=at,
-        payload=payload,
-    )
+    records = [codec.encode(event(number)) for number in range(EVENTS)]
+    ours = min(seconds(lambda: [codec.decode(record) for record in records]) for _ in range(ROUNDS))
+    plain = min(seconds(lambda: [_by_hand(record) for record in records]) for _ in range(ROUNDS))
+    yield Result.of("codec", "events/s", EVENTS / ours, "json", EVENTS / plain)
 
 
 def _by_hand(record: bytes) -> _Plain:

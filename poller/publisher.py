@@ -21,7 +21,7 @@ from poller.changes import Record
 from poller.schedule import back_off_s
 from poller.settings import PublishSettings
 from tidegate import codec, telemetry
-from tidegate.aws import aws_errors, is_transient_code
+from tidegate.aws import PutEntry, aws_errors, is_transient_code, put_records
 from tidegate.errors import Fatal, Transient
 from tidegate.event import Watermark
 from tidegate.settings import StreamSettings
@@ -38,18 +38,6 @@ class Publisher(Protocol):
     async def watermark(self, source: str, as_of: datetime) -> None:
         """One to every open shard, acknowledged. Raises as publish does."""
         ...
-
-
-class _Entry(NamedTuple):
-    partition_key: str
-    data: bytes
-    hash_key: str | None = None
-
-    def request(self) -> dict[str, Any]:
-        wire: dict[str, Any] = {"PartitionKey": self.partition_key, "Data": self.data}
-        if self.hash_key is not None:
-            wire["ExplicitHashKey"] = self.hash_key
-        return wire
 
 
 class _Shard(NamedTuple):
@@ -80,7 +68,7 @@ class KinesisPublisher:
         self._log = telemetry.get_logger("poller.publisher")
 
     async def publish(self, records: Sequence[Record]) -> None:
-        entries = [_Entry(record.partition_key, record.data) for record in records]
+        entries = [PutEntry(record.partition_key, record.data) for record in records]
         for call in _calls(entries, self._settings.call_bytes):
             shards = await self._put(call)
             if self._shards and not set(shards) <= {shard.shard_id for shard in self._shards}:
@@ -91,7 +79,7 @@ class KinesisPublisher:
         data = codec.encode(Watermark(event_id=identity, source=source, as_of=as_of))
         for _ in range(_RESHARDS):
             shards = await self._open_shards()
-            entries = [_Entry(f"watermark:{source}", data, shard.starting_hash_key) for shard in shards]
+            entries = [PutEntry(f"watermark:{source}", data, shard.starting_hash_key) for shard in shards]
             arrived: list[str] = []
             for call in _calls(entries, self._settings.call_bytes):
                 arrived += await self._put(call)
@@ -100,7 +88,7 @@ class KinesisPublisher:
             self._listed_at = float("-inf")
         raise Transient(f"stream {self._stream}: resharded faster than its shards could be listed")
 
-    async def _put(self, entries: Sequence[_Entry]) -> list[str]:
+    async def _put(self, entries: Sequence[PutEntry]) -> list[str]:
         """Sends until every entry is acknowledged; answers the shard of each."""
         shards: list[str] = [""] * len(entries)
         waiting = list(range(len(entries)))
@@ -113,25 +101,22 @@ class KinesisPublisher:
             await asyncio.sleep(wait_s)
         raise Transient(f"stream {self._stream}: {len(waiting)} records not taken: {reason}")
 
-    async def _try(self, entries: Sequence[tuple[int, _Entry]], shards: list[str]) -> tuple[list[int], str]:
+    async def _try(self, entries: Sequence[tuple[int, PutEntry]], shards: list[str]) -> tuple[list[int], str]:
         try:
-            with aws_errors(f"put records to {self._stream}"):
-                reply = await self._client.put_records(
-                    **self._target, Records=[entry.request() for _, entry in entries]
-                )
+            outcomes = await put_records(self._client, self._target, [entry for _, entry in entries])
         except Transient as error:
             return [at for at, _ in entries], str(error)
         failed: list[int] = []
         reason = ""
-        for (at, _), result in zip(entries, reply["Records"], strict=True):
-            code = result.get("ErrorCode")
+        for (at, _), outcome in zip(entries, outcomes, strict=True):
+            code = outcome.get("ErrorCode")
             if not code:
-                shards[at] = result["ShardId"]
+                shards[at] = outcome.get("ShardId") or ""
             elif is_transient_code(code):
                 failed.append(at)
-                reason = f"{code}: {result.get('ErrorMessage', '')}"
+                reason = f"{code}: {outcome.get('ErrorMessage') or ''}"
             else:
-                raise Fatal(f"put records to {self._stream}: {code}: {result.get('ErrorMessage', '')}")
+                raise Fatal(f"put records to {self._stream}: {code}: {outcome.get('ErrorMessage') or ''}")
         return failed, reason
 
     async def _open_shards(self) -> list[_Shard]:
@@ -157,9 +142,9 @@ class KinesisPublisher:
         return found
 
 
-def _calls(entries: Sequence[_Entry], most_bytes: int) -> Iterator[list[_Entry]]:
+def _calls(entries: Sequence[PutEntry], most_bytes: int) -> Iterator[list[PutEntry]]:
     """Entries in their order, cut where a call would have too many records or bytes."""
-    call: list[_Entry] = []
+    call: list[PutEntry] = []
     size = 0
     for entry in entries:
         weight = len(entry.data) + len(entry.partition_key.encode())

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
+
+VersionNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What a bigint column holds."""
 
 
 class EntityKey(NamedTuple):
@@ -38,11 +41,11 @@ class Version(NamedTuple):
     translation     the translator's revision, so a fixed translator over the same row wins
     """
 
-    generation: int
-    source_version: int
-    epoch: int
-    read: int
-    translation: int
+    generation: VersionNumber
+    source_version: VersionNumber
+    epoch: VersionNumber
+    read: VersionNumber
+    translation: VersionNumber
 
     def after(self, epoch: int, read: int) -> Version:
         """The same source state seen by a later observation; what a tombstone carries."""
@@ -79,6 +82,27 @@ class ChangeEvent(msgspec.Struct, frozen=True, kw_only=True):
     occurred_at: datetime
     observed_at: datetime
     payload: dict[str, Any] | None = None
+
+
+class AnyChange(Protocol):
+    """What every change says of itself: a ChangeEvent, or a codec.TypedChange, whose payload is the entity."""
+
+    @property
+    def event_id(self) -> str: ...
+    @property
+    def key(self) -> EntityKey: ...
+    @property
+    def version(self) -> Version: ...
+    @property
+    def operation(self) -> Operation: ...
+    @property
+    def cause(self) -> Cause: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def occurred_at(self) -> datetime: ...
+    @property
+    def observed_at(self) -> datetime: ...
 
 
 class Watermark(msgspec.Struct, frozen=True, kw_only=True):

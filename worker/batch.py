@@ -1,35 +1,76 @@
 """Batches: what is written together, and which version of a key goes into it.  (pure)
 
 A batch closes by count, by bytes or by age, whichever comes first. Every record of it is kept: only the entity
-table sees the newest version of each key, because one ON CONFLICT statement may not touch a row twice.
+table sees the newest version of each key, because one ON CONFLICT statement may not touch a row twice; it sees all
+versions of a key, one statement after the other, where a destination wants to be told of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
+from enum import Enum
+from itertools import accumulate
+from operator import lt
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
-from tidegate.event import ChangeEvent, EntityKey, Version, Watermark
+from tidegate.codec import TypedChange
+from tidegate.entity import Kind
+from tidegate.event import EntityKey, Version, Watermark
+from tidegate.letter import LetterKind
+from tidegate.record import Position, Record
+
+__all__ = [
+    "Batch",
+    "BatchBuilder",
+    "BatchLimits",
+    "Change",
+    "Coalesced",
+    "DeadLetter",
+    "Item",
+    "Mark",
+    "Position",
+    "Record",
+    "coalesce",
+    "newest_marks",
+]
+
+# Records that are taken in together: what is made of them stays in the processor's cache from one step to the next.
+_AT_ONCE = 500
+_TYPED_KEY: Mapping[Kind, Callable[[str], Any]] = {Kind.TEXT: str, Kind.INTEGER: int, Kind.UUID: UUID}
 
 
-class Position(NamedTuple):
-    """A place in a shard: the record's sequence number, and the number of a user record inside an aggregate."""
+class Change(Struct, frozen=True, gc=False):
+    """A decoded change and the record it stood in."""
 
-    sequence: int
-    sub: int
+    record: Record
+    event: TypedChange
 
+    @property
+    def position(self) -> Position:
+        return self.record.position
 
-class Change(Struct, frozen=True):
-    """A decoded change. `key` is the typed key, `values` the entity's fields in order (None: deleted)."""
+    @property
+    def data(self) -> bytes:
+        return self.record.data
 
-    position: Position
-    event: ChangeEvent
-    key: Any
-    values: tuple[Any, ...] | None
-    data: bytes
+    @property
+    def key(self) -> Any:
+        """The key as its column has it; `event.key` has it as text."""
+        return _TYPED_KEY[self.event.shape.key.kind](self.event.subject)
+
+    @property
+    def values(self) -> tuple[Any, ...] | None:
+        """The entity's fields in order, as their columns have them; None when it is deleted."""
+        if self.event.data is None:
+            return None
+        values = astuple(self.event.data)
+        return tuple([value.value if isinstance(value, Enum) else value for value in values])
 
 
 class Mark(Struct, frozen=True):
@@ -51,6 +92,7 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     reason: str
     message: str
     payload: bytes
+    kind: LetterKind = LetterKind.EVENT
     entity: str | None = None
     key: str | None = None
     source: str | None = None
@@ -60,6 +102,7 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
 
 
 Item = Change | Mark | DeadLetter
+_KINDS: tuple[type[Item], ...] = (Change, Mark, DeadLetter)
 
 
 class Batch(Struct, frozen=True, kw_only=True):
@@ -97,15 +140,34 @@ class BatchBuilder:
         self._opened_s: float | None = None
         self._last: Position | None = None
 
-    def add(self, item: Item, size_bytes: int, now_s: float) -> None:
-        """Positions must rise: `last` is what the checkpoint will say."""
-        if self._last is not None and item.position <= self._last:
-            raise ValueError(f"position {item.position} comes after {self._last}")
+    def fill(
+        self, records: Sequence[Record], start: int, decode: Callable[[Sequence[Record]], Sequence[Item]], now_s: float
+    ) -> int:
+        """Take in some records from `start` on, one at least while there are any; answer where the rest begins.
+
+        Raises ValueError when positions do not rise: `last` is what the checkpoint will say.
+        """
+        part, size_bytes = self._fitting(records, start)
+        last = part[-1].position
+        if (self._last is not None and part[0].position <= self._last) or not _rise(part):
+            raise ValueError(f"the positions up to {last} do not rise, or not from {self._last}")
         if self._opened_s is None:
             self._opened_s = now_s
-        self._items.append(item)
+        self._items += decode(part)
         self._size_bytes += size_bytes
-        self._last = item.position
+        self._last = last
+        return start + len(part)
+
+    def _fitting(self, records: Sequence[Record], start: int) -> tuple[Sequence[Record], int]:
+        """Some records and their bytes. The one that fills the batch is the last one in it."""
+        room = min(_AT_ONCE, self._limits.max_records - len(self._items))
+        part = records[start : start + max(1, room)]
+        room_bytes = self._limits.max_bytes - self._size_bytes
+        sizes = list(map(len, [record.data for record in part]))
+        if sum(sizes) < room_bytes:
+            return part, sum(sizes)
+        count = bisect_left(list(accumulate(sizes)), room_bytes) + 1
+        return part[:count], sum(sizes[:count])
 
     @property
     def is_empty(self) -> bool:
@@ -124,47 +186,90 @@ class BatchBuilder:
         """The batch so far; the builder starts anew. Raises ValueError when it is empty."""
         if self._last is None:
             raise ValueError("an empty batch has no position")
-        items = self._items
+        items: dict[type[Item], tuple[Any, ...]] = {Change: tuple(self._items)}
+        # Nearly all batches hold nothing but changes.
+        if set(map(type, self._items)) != {Change}:
+            items = {kind: tuple([item for item in self._items if type(item) is kind]) for kind in _KINDS}
         batch = Batch(
             shard_id=self._shard_id,
             last=self._last,
-            changes=tuple(item for item in items if isinstance(item, Change)),
-            marks=tuple(item for item in items if isinstance(item, Mark)),
-            dead=tuple(item for item in items if isinstance(item, DeadLetter)),
+            changes=items[Change],
+            marks=items.get(Mark, ()),
+            dead=items.get(DeadLetter, ()),
         )
         self._clear()
         return batch
 
 
-class Coalesced(NamedTuple):
-    """`kept`: by entity, one change of each key, sorted by key. `dropped`: the others, as they came."""
+def _rise(records: Sequence[Record]) -> bool:
+    """Whether each stands behind the one before."""
+    sequences = [record.sequence_number for record in records]
+    # Texts of digits, all of one length, are ordered as their numbers are.
+    if len(set(map(len, sequences))) == 1 and all(map(lt, sequences, sequences[1:])):
+        return True
+    positions = [record.position for record in records]
+    return all(map(lt, positions, positions[1:]))
 
-    kept: dict[str, list[Change]]
+
+class Coalesced(NamedTuple):
+    """`kept`: by entity, layers sorted by key, to be written one after the other. `dropped`: the others, as they came.
+
+    A layer has one change of a key; each further layer holds the next newer ones of some of the keys.
+    """
+
+    kept: dict[str, list[list[Change]]]
     dropped: list[Change]
 
 
-def coalesce(changes: Sequence[Change]) -> Coalesced:
+def coalesce(changes: Sequence[Change], whole: Set[EntityKey] = frozenset()) -> Coalesced:
     """Keep the newest version of each key; of two equal versions the first, as the table does.
 
-    Sorted by key, so that two workers that touch the same rows lock them in the same order.
+    Of the keys in `whole` every version is kept. A destination wants to be told of one of them, and whether it changes
+    anything only the table can say, when it has seen those before.
+    Sorted by key, so that two workers that touch the same rows lock them in the same order. The first layer has all keys.
     """
     newest: dict[EntityKey, Change] = {}
+    chains: dict[EntityKey, list[Change]] = {}
     dropped: list[Change] = []
     for change in changes:
-        known = newest.get(change.event.key)
-        if known is None:
-            newest[change.event.key] = change
+        key = change.event.key
+        known = newest.get(key)
+        if key in whole:
+            chains.setdefault(key, []).append(change)
+        elif known is None:
+            newest[key] = change
         elif known.event.version < change.event.version:
-            newest[change.event.key] = change
+            newest[key] = change
             dropped.append(known)
         else:
             dropped.append(change)
-    kept: dict[str, list[Change]] = {}
+    kept: dict[str, list[list[Change]]] = {}
     for change in newest.values():
-        kept.setdefault(change.event.key.entity, []).append(change)
-    for rows in kept.values():
+        _keep(kept, change, 0)
+    for chain in chains.values():
+        for layer, change in enumerate(_rising(chain, dropped)):
+            _keep(kept, change, layer)
+    for rows in (rows for layers in kept.values() for rows in layers):
         rows.sort(key=lambda change: change.key)
     return Coalesced(dict(sorted(kept.items())), dropped)
+
+
+def _keep(kept: dict[str, list[list[Change]]], change: Change, layer: int) -> None:
+    layers = kept.setdefault(change.event.key.entity, [])
+    if layer == len(layers):
+        layers.append([])
+    layers[layer].append(change)
+
+
+def _rising(chain: list[Change], dropped: list[Change]) -> Iterator[Change]:
+    """The changes of one key from the oldest version to the newest, each version once."""
+    last: Version | None = None
+    for change in sorted(chain, key=lambda change: change.event.version):
+        if change.event.version == last:
+            dropped.append(change)
+        else:
+            last = change.event.version
+            yield change
 
 
 def newest_marks(marks: Iterable[Mark]) -> dict[str, Watermark]:

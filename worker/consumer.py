@@ -21,7 +21,7 @@ from tidegate import telemetry
 from tidegate.errors import Superseded, Transient
 from tidegate.leases import Checkpoint, Hold, Lease, at
 from tidegate.letter import LetterKind
-from worker.batch import Batch, BatchBuilder, BatchLimits, DeadLetter, Position, Record
+from worker.batch import Batch, BatchBuilder, BatchLimits, DeadLetter, Position
 from worker.dead_letter import Breaker
 from worker.decode import Decoder
 from worker.ports import Delivery, RecordReader, Room, ShardState, Sink
@@ -168,9 +168,9 @@ class _Life:
         """Decode as many records as a batch takes; a full batch is written before the next record is looked at."""
         if gap := delivery.gap or self._overtaken(delivery):
             await self._note_gap(gap)
-        rest: Sequence[Record] = delivery.records
-        while rest:
-            rest = self._builder.fill(rest, self._shared.decoder.decode_all, _now_s())
+        taken = 0
+        while taken < len(delivery.records):
+            taken = self._builder.fill(delivery.records, taken, self._shared.decoder.decode_all, _now_s())
             if self._builder.is_full:
                 await self._write_rest()
 

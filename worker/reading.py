@@ -98,14 +98,13 @@ class Reading:
             records = [record for record in records if record.position > last]
         if records:
             self._last = records[-1].position
-        size_bytes = sum(map(len, [record.data for record in page.records]))
         telemetry.RECORDS_READ.inc(len(records))
-        telemetry.BYTES_READ.inc(size_bytes)
+        telemetry.BYTES_READ.inc(page.size_bytes)
         telemetry.MILLIS_BEHIND.labels(self.shard_id).set(page.millis_behind_latest)
         return Delivery(
-            records=tuple(records),
+            records=records,
             millis_behind=page.millis_behind_latest,
-            size_bytes=size_bytes,
+            size_bytes=page.size_bytes,
             gap=gap,
             is_end=page.next_iterator is None,
             children=tuple(_child(child) for child in page.child_shards or ()),

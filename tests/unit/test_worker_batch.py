@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate import codec
+from tidegate.entity import EVERYONE, Entity, Meta, Reader
 from tidegate.event import Cause, ChangeEvent, EntityKey, Operation, Version, Watermark
-from worker.batch import BatchBuilder, BatchLimits, Change, DeadLetter, Item, Mark, Position, coalesce, newest_marks
+from worker.batch import (
+    BatchBuilder,
+    BatchLimits,
+    Change,
+    DeadLetter,
+    Item,
+    Mark,
+    Position,
+    Record,
+    coalesce,
+    newest_marks,
+)
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 LIMITS = BatchLimits(max_records=3, max_bytes=100, max_age_s=2.0)
+
+
+class Parcel(Entity):
+    meta = Meta(collection="parcels", key="number", readers=(Reader(EVERYONE),))
+    number: str
+
+
+class Office(Entity):
+    meta = Meta(collection="offices", key="number", readers=(Reader(EVERYONE),))
+    number: str
+
+
+TYPED = codec.TypedDecoder((Parcel, Office))
+
+
+def record(number: int, size: int = 10) -> Record:
+    return Record(str(number), b"x" * size)
 
 
 def change(key: str, version: int, number: int = 0, entity: str = "parcel") -> Change:
@@ -20,16 +51,24 @@ def change(key: str, version: int, number: int = 0, entity: str = "parcel") -> C
         event_id=f"{key}-{version}-{number}", key=EntityKey(entity, key), version=Version(0, version, 1, 1, 1),
         operation=Operation.UPSERT, cause=Cause.LIVE, source="s", occurred_at=NOW, observed_at=NOW, payload={},
     )  # fmt: skip
-    return Change(Position(number, 0), event, key, (key,), b"")
+    return Change(record(number), TYPED.typed(event, Parcel(number=key)))
 
 
 def letter(number: int) -> DeadLetter:
     return DeadLetter(position=Position(number, 0), stage="decode", reason="invalid", message="", payload=b"")
 
 
+def letters(records: Sequence[Record]) -> list[DeadLetter]:
+    return [letter(record.position.sequence) for record in records]
+
+
 def mark(number: int, source: str = "s", seconds: int = 0) -> Mark:
     as_of = NOW + timedelta(seconds=seconds)
     return Mark(Position(number, 0), Watermark(event_id="w", source=source, as_of=as_of))
+
+
+def fill(builder: BatchBuilder, records: Sequence[Record], items: Sequence[Item], now_s: float) -> None:
+    assert builder.fill(records, 0, lambda part: items, now_s) == len(records)
 
 
 changes = st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 5), st.sampled_from(["parcel", "office"])))
@@ -39,7 +78,8 @@ changes = st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 5), st.sam
 def test_one_newest_change_of_each_key_is_kept_and_no_record_disappears(drawn: list[tuple[str, int, str]]) -> None:
     given_changes = [change(key, version, number, entity) for number, (key, version, entity) in enumerate(drawn)]
     kept, dropped = coalesce(given_changes)
-    flat = [each for rows in kept.values() for each in rows]
+    assert all(len(layers) == 1 for layers in kept.values())
+    flat = [each for [rows] in kept.values() for each in rows]
     positions = [each.position for each in (*flat, *dropped)]
     assert sorted(positions) == [each.position for each in given_changes]
     best: dict[EntityKey, Version] = {}
@@ -47,13 +87,35 @@ def test_one_newest_change_of_each_key_is_kept_and_no_record_disappears(drawn: l
         best[each.event.key] = max(best.get(each.event.key, each.event.version), each.event.version)
     assert {each.event.key: each.event.version for each in flat} == best
     assert len(flat) == len(best)
-    for rows in kept.values():
+    for [rows] in kept.values():
         assert [each.key for each in rows] == sorted(each.key for each in rows)
 
 
 def test_of_two_equal_versions_the_first_is_kept_as_the_table_does() -> None:
     first, second = change("a", 1, 1), change("a", 1, 2)
-    assert coalesce([first, second]) == ({"parcel": [first]}, [second])
+    assert coalesce([first, second]) == ({"parcel": [[first]]}, [second])
+    assert coalesce([first, second], {first.event.key}) == ({"parcel": [[first]]}, [second])
+
+
+@given(changes, st.sets(st.sampled_from("abcde")))
+def test_of_a_key_that_is_wanted_whole_every_version_stands_in_a_layer_of_its_own(
+    drawn: list[tuple[str, int, str]], whole: set[str]
+) -> None:
+    given_changes = [change(key, version, number, entity) for number, (key, version, entity) in enumerate(drawn)]
+    keys = {each.event.key for each in given_changes if each.key in whole}
+    kept, dropped = coalesce(given_changes, keys)
+    flat = [each for layers in kept.values() for rows in layers for each in rows]
+    assert sorted(each.position for each in (*flat, *dropped)) == [each.position for each in given_changes]
+    for key in keys:
+        versions = {each.event.version for each in given_changes if each.event.key == key}
+        assert [each.event.version for each in flat if each.event.key == key] == sorted(versions)
+    for layers in kept.values():
+        for rows in layers:
+            assert rows
+            assert [each.key for each in rows] == sorted({each.key for each in rows})
+        assert {each.key for rows in layers for each in rows} == {each.key for each in layers[0]}, (
+            "later layers lock nothing new"
+        )
 
 
 def test_a_batch_closes_by_count() -> None:
@@ -61,10 +123,10 @@ def test_a_batch_closes_by_count() -> None:
     items: list[Item] = [change("a", 1, 0), letter(1), mark(2)]
     for number, item in enumerate(items):
         assert not builder.is_full
-        builder.add(item, 10, float(number))
+        fill(builder, [record(number)], [item], float(number))
     assert builder.is_full
     batch = builder.close()
-    assert (len(batch.changes), len(batch.dead), len(batch.marks)) == (1, 1, 1)
+    assert (batch.changes, batch.dead, batch.marks) == ((items[0],), (items[1],), (items[2],))
     assert (batch.delivered, batch.last) == (2, Position(2, 0))
     assert builder.is_empty
     assert builder.due_s is None
@@ -72,17 +134,36 @@ def test_a_batch_closes_by_count() -> None:
 
 def test_a_batch_closes_by_bytes() -> None:
     builder = BatchBuilder("shard-0", LIMITS)
-    builder.add(change("a", 1, 0), 99, 0.0)
+    fill(builder, [record(0, 99)], [change("a", 1, 0)], 0.0)
     assert not builder.is_full
-    builder.add(change("a", 2, 1), 1, 0.0)
+    fill(builder, [record(1, 1)], [change("a", 2, 1)], 0.0)
     assert builder.is_full
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.integers(1, 12), st.integers(1, 90), st.integers(1, 9))
+def test_parts_fill_batches_as_records_one_by_one_would(
+    sizes: list[int], max_records: int, max_bytes: int, first: int
+) -> None:
+    limits = BatchLimits(max_records=max_records, max_bytes=max_bytes, max_age_s=1.0)
+    records = [record(number, size) for number, size in enumerate(sizes)]
+
+    def filled(most: int) -> list[Position]:
+        """Where the batches end when `most` records at most are offered at a time."""
+        builder, ends, taken = BatchBuilder("shard-0", limits), [], 0
+        while taken < len(records):
+            taken = builder.fill(records[: taken + most], taken, letters, 0.0)
+            if builder.is_full or taken == len(records):
+                ends.append(builder.close().last)
+        return ends
+
+    assert filled(len(records)) == filled(first) == filled(1)
 
 
 def test_a_batch_is_due_by_the_age_of_its_first_record() -> None:
     builder = BatchBuilder("shard-0", LIMITS)
     assert builder.due_s is None
-    builder.add(change("a", 1, 0), 1, 5.0)
-    builder.add(change("a", 1, 1), 1, 6.5)
+    fill(builder, [record(0)], [change("a", 1, 0)], 5.0)
+    fill(builder, [record(1)], [change("a", 1, 1)], 6.5)
     assert builder.due_s == 7.0
 
 
@@ -90,10 +171,24 @@ def test_positions_must_rise_and_an_empty_batch_cannot_close() -> None:
     builder = BatchBuilder("shard-0", LIMITS)
     with pytest.raises(ValueError, match="no position"):
         builder.close()
-    builder.add(letter(4), 1, 0.0)
+    fill(builder, [record(4)], [letter(4)], 0.0)
     for number in (4, 3):
-        with pytest.raises(ValueError, match="comes after"):
-            builder.add(letter(number), 1, 0.0)
+        with pytest.raises(ValueError, match="do not rise"):
+            fill(builder, [record(number)], [letter(number)], 0.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 120), st.integers(0, 2)), min_size=1, max_size=3), st.booleans())
+def test_within_a_part_positions_must_rise_as_numbers(places: list[tuple[int, int]], padded: bool) -> None:
+    texts = [str(number).rjust(3 if padded else 0, "0") for number, _ in places]
+    records = [Record(text, b"", sub) for text, (_, sub) in zip(texts, places, strict=True)]
+    items = [letter(number) for number, _ in places]
+    builder = BatchBuilder("shard-0", LIMITS)
+    if places == sorted(set(places)):
+        fill(builder, records, items, 0.0)
+        assert builder.close().last == Position(*places[-1])
+    else:
+        with pytest.raises(ValueError, match="do not rise"):
+            fill(builder, records, items, 0.0)
 
 
 def test_the_furthest_watermark_of_each_source_counts() -> None:

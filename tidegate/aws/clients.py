@@ -18,6 +18,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 
 from tidegate.aws.failures import aws_errors
+from tidegate.aws.puts import write_puts_quickly
 from tidegate.aws.subscription import KinesisParserFactory
 from tidegate.settings import AwsSettings
 
@@ -27,13 +28,15 @@ async def client(service: str, settings: AwsSettings | None = None) -> AsyncIter
     """Open a client for "kinesis", "dynamodb", "s3", …; it closes with the block.
 
     Raises Fatal when region or credentials are missing. A Kinesis client answers GetRecords with a `RecordsPage`:
-    call `get_records`, not `client.get_records`, and so for `subscribe_to_shard`.
+    call `get_records`, not `client.get_records`, and so for `subscribe_to_shard` and `put_records`.
     """
     settings = settings or AwsSettings()
     # A client's own errors while it opens are translated; those of the block are the block's business.
     with aws_errors(f"open a client for {service}"):
         opening = _session().create_client(service, region_name=_region(), config=_config(service, settings))
         opened = await opening.__aenter__()
+    if service == "kinesis":
+        write_puts_quickly(opened)
     try:
         yield opened
     finally:

@@ -1,13 +1,15 @@
-"""GetRecords, decoded about fifty times faster than by botocore's own parser.
+"""GetRecords, decoded more than twenty times faster than by botocore's own parser.
 
 botocore walks the service model for every field of every record, and that is where a Python consumer spends its
-time. aiobotocore keeps credentials, signing, retries and endpoints; only the parser of this one reply is ours:
-msgspec reads the JSON straight into typed structs, base64 included. Every other operation, and every error reply,
-goes to the stock parser.
+time. aiobotocore keeps credentials, signing, retries and endpoints; only the parser of this reply, and of that to
+PutRecords, is ours: msgspec reads the JSON straight into typed structs, base64 included. Every other operation, and
+every error reply, goes to the stock parser.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from botocore.parsers import ResponseParserError
 from msgspec import Struct, field
 
 from tidegate.aws.failures import aws_errors
+from tidegate.aws.puts import decode_puts
 from tidegate.record import Record
 
 
@@ -37,7 +40,7 @@ class ChildShard(Struct, frozen=True, rename="pascal"):
     hash_key_range: HashKeyRange
 
 
-class RecordsPage(Struct, frozen=True, rename="pascal"):
+class RecordsPage(Struct, frozen=True, rename="pascal", dict=True):
     """One GetRecords reply. `next_iterator` None means that the shard is closed and this was its last page,
     which may still carry records; `child_shards` then says where its keys went on."""
 
@@ -45,6 +48,11 @@ class RecordsPage(Struct, frozen=True, rename="pascal"):
     next_iterator: str | None = field(name="NextShardIterator", default=None)
     millis_behind_latest: int = 0
     child_shards: list[ChildShard] | None = None
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """The payload of all records."""
+        return sum(map(len, [record.data for record in self.records]))
 
 
 _DECODER = msgspec.json.Decoder(RecordsPage)
@@ -79,14 +87,20 @@ class FastRecordsParserFactory(AioResponseParserFactory):  # type: ignore[misc]
 
 class FastRecordsParser(AioJSONParser):  # type: ignore[misc]
     async def _do_parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
-        if shape is None or shape.name != "GetRecordsOutput":
+        parse = None if shape is None else _PARSES.get(shape.name)
+        if parse is None:
             parsed: dict[str, Any] = await super()._do_parse(response, shape)
             return parsed
         try:
-            page = decode_page(response["body"])
+            parsed = parse(response["body"])
         except msgspec.DecodeError as error:
             # A torn or foreign reply: the adapters call that Transient, as for every other operation.
-            raise ResponseParserError(f"GetRecords reply is not readable: {error}") from error
-        parsed = {"Page": page}
+            raise ResponseParserError(f"{shape.name} is not readable: {error}") from error
         self._inject_response_metadata(parsed, response["headers"])
         return parsed
+
+
+_PARSES: dict[str, Callable[[bytes], dict[str, Any]]] = {
+    "GetRecordsOutput": lambda body: {"Page": decode_page(body)},
+    "PutRecordsOutput": decode_puts,
+}
