@@ -274,21 +274,28 @@ class LeaseSettings(Struct, frozen=True, kw_only=True):
     ] = 8.0
     renew_interval_s: Annotated[
         float,
-        Meta(gt=0, description="a renewal may hang for its time-out, and there is still time for another before patience ends"),
+        Meta(
+            gt=0,
+            description="a renewal may hang for its time-out, and there is still time for another before patience ends",
+        ),
     ] = 4.0
     renew_retry_s: Annotated[float, Meta(gt=0, description="wait after a failed renewal, at most (full jitter)")] = 0.5
     plan_interval_s: Annotated[
         float, Meta(gt=0, description="how often I look for leases that stand still: bounds how long free ones wait")
     ] = 1.0
     survey_interval_s: Annotated[
-        float, Meta(gt=0, description="how often the whole table is read when nothing moves; others tell a newcomer's share")
+        float,
+        Meta(gt=0, description="how often the whole table is read when nothing moves; others tell a newcomer's share"),
     ] = 30.0
     own_look_s: Annotated[
         float, Meta(gt=0, description="how often I ask what is in my name: bounds the pause when a process stops")
     ] = 0.5
     reads_per_s: Annotated[
-        float, Meta(gt=0, description="DynamoDB read units that looking may cost one process; a large table is read less often")
-    ] = 50.0
+        float,
+        Meta(
+            gt=0, description="DynamoDB read units that looking may cost one process; a large table is read less often"
+        ),
+    ] = 75.0
     hand_over_s: Annotated[
         float, Meta(gt=0, description="a live owner that was asked for a lease has this long; KCL's 30 s")
     ] = 30.0
@@ -324,7 +331,10 @@ class EmfSettings(Struct, frozen=True, kw_only=True):
 
     output: Annotated[
         Literal["off", "stdout"],
-        Meta(extra={"env": f"{PREFIX}_EMF"}, description="stdout: write metrics as lines that CloudWatch Logs understands"),
+        Meta(
+            extra={"env": f"{PREFIX}_EMF"},
+            description="stdout: write metrics as lines that CloudWatch Logs understands",
+        ),
     ] = "off"
     interval_s: Annotated[
         float,

@@ -52,7 +52,9 @@ LEASE_DRAIN_CUT = "lease_drain_cut"  # work was still in hand when the drain bud
 
 LEASES_HELD = Gauge("tidegate_leases_held", "Leases held by this process. The sum over the fleet = open shards.")
 LEASES_TAKEN = Counter(
-    "tidegate_leases_taken_total", "Leases taken, by way (take: free or expired, hand_over, push, steal: by force).", ["way"]
+    "tidegate_leases_taken_total",
+    "Leases taken, by way (take: free or expired, hand_over, push, steal: by force).",
+    ["way"],
 )
 LEASES_GIVEN = Counter(
     "tidegate_leases_given_total",
@@ -304,4 +306,13 @@ HOUSEKEEPING_SECONDS = Histogram(
 TOMBSTONES_KEPT = Gauge(
     "tidegate_tombstones_kept",
     "1 while the stream keeps records longer than the retention settings reckon with: tombstones pile up. Raise them.",
+)
+
+# The worker's watch over its database.
+
+DATABASE_LOST = "database_lost"  # error=…: away, or read-only; nothing is lost, reading stops until it is back
+DATABASE_BACK = "database_back"  # it takes writes again
+
+DATABASE_UP = Gauge(
+    "tidegate_database_up", "1 while the database takes writes, as /readyz says. Alarm on 0 for minutes."
 )

@@ -134,6 +134,6 @@ class Process:
             return
         self._watch.stepped(work)
         bytes_s = self._stream.bytes_s(hold.key)
+        hold.note_read(int(bytes_s * seconds * self._draw.lognormvariate(0.0, 0.5)))
         if bytes_s:
-            hold.note_read(int(bytes_s * seconds * self._draw.lognormvariate(0.0, 0.5)))
             hold.advance(self._stream.tip())

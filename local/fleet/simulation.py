@@ -37,6 +37,7 @@ _START_WITHIN_S = 1.0
 _QUIET_S = 30.0  # so long no task may begin before we call the fleet converged
 _PHASE_LIMIT_S = 900.0
 _LOOK_S = 0.25
+_TELL_S = 10.0
 _KILLED_SHARE = 0.1
 _HASH_RANGE = 1 << 128
 
@@ -232,6 +233,8 @@ class Simulation:
                 raise Fatal(f"seed {self.plan.seed}: waited {_PHASE_LIMIT_S:g} virtual seconds in vain until {what}")
             self.world.run(self._now_s() + _LOOK_S)
             self._raise_crashes()
+            if self._now_s() % _TELL_S == 0.0:
+                self._say(f"{self._now_s():.0f} s, {self.watch.worked_on} leases worked on, waiting until {what}")
 
     def _raise_crashes(self) -> None:
         for process in self.processes:

@@ -118,9 +118,13 @@ class Watch:
                     self._orphans[key] = self._now_s()
                     self._end(work)
 
+    @property
+    def worked_on(self) -> int:
+        """Leases that somebody's task runs for."""
+        return len(self._working)
+
     def is_full(self) -> bool:
-        """Whether somebody's task runs for every lease."""
-        return len(self._working) == self._leases
+        return self.worked_on == self._leases
 
     def believed(self) -> int:
         """Leases that exactly one process believes in, and works on."""

@@ -171,6 +171,104 @@ async def test_a_stolen_lease_is_not_given_on_before_its_victim_must_know() -> N
     assert store.leases["shard"].owner == "me", "it will expire instead"
 
 
+# ---------------------------------------------------------------- a checkpoint is the renewal
+
+
+async def test_what_is_done_is_written_with_the_next_renewal() -> None:
+    store = ScriptedStore()
+    hold = await held(store)
+    keeping = asyncio.create_task(hold.keep())
+    hold.advance(at("11"))
+    hold.advance(at("11"))
+    hold.advance(at("12"))
+    assert store.writes == 0
+    assert store.leases["shard"].checkpoint == at("10")
+    await asyncio.sleep(SETTINGS.renew_interval_s + 0.1)
+    assert store.writes == 1
+    assert (store.leases["shard"].checkpoint, store.leases["shard"].counter) == (at("12"), 2)
+    await asyncio.sleep(86_400)
+    assert store.writes <= 26_118, "no more than KCL's renewals alone"
+    await hold.release()
+    await keeping
+
+
+async def test_what_is_done_never_goes_back() -> None:
+    hold = await held(ScriptedStore())
+    hold.advance(at("12"))
+    with pytest.raises(ValueError, match=r"checkpoint 11 is before 12"):
+        hold.advance(at("11"))
+    await hold.renew()
+    with pytest.raises(ValueError, match="before"):
+        hold.advance(at("11"))
+    with pytest.raises(ValueError, match="before"):
+        await hold.checkpoint(at("11"))
+
+
+async def test_what_is_done_survives_lost_requests_and_replies() -> None:
+    store = ScriptedStore("request lost", "reply lost", "request lost")
+    hold = await held(store)
+    hold.advance(at("11"))
+    for _ in range(3):
+        with pytest.raises(Transient):
+            await hold.renew()
+    hold.advance(at("12"))
+    await hold.renew()
+    assert store.leases["shard"].checkpoint == at("12")
+    assert hold.lease == store.leases["shard"]
+
+
+async def test_what_is_done_meanwhile_is_not_forgotten() -> None:
+    store = ScriptedStore("slow")
+    hold = await held(store)
+    hold.advance(at("11"))
+    renewing = asyncio.create_task(hold.renew())
+    await asyncio.sleep(1)
+    hold.advance(at("12"))
+    await renewing
+    assert store.leases["shard"].checkpoint == at("11")
+    await hold.renew()
+    assert store.leases["shard"].checkpoint == at("12")
+
+
+async def test_giving_up_writes_what_is_done_in_the_same_step() -> None:
+    store = ScriptedStore()
+    hold = await held(store)
+    hold.advance(at("11"))
+    left = await hold.release("next")
+    assert store.writes == 1
+    assert left == store.leases["shard"]
+    assert (left.owner, left.checkpoint, left.counter) == ("next", at("11"), 2)
+
+
+async def test_what_is_done_is_not_written_over_the_end_of_the_shard() -> None:
+    store = ScriptedStore()
+    hold = await held(store)
+    hold.advance(at("11"))
+    await hold.end([])
+    await hold.renew()
+    assert await hold.release() is not None
+    assert store.leases["shard"].checkpoint == SHARD_END
+    with pytest.raises(ValueError, match="before"):
+        hold.advance(at("12"))
+
+
+async def test_the_throughput_is_smoothed_and_written_with_the_renewals() -> None:
+    store = ScriptedStore()
+    hold = await held(store)
+    keeping = asyncio.create_task(hold.keep())
+    for _ in range(60):
+        hold.note_read(512 * 1024)
+        await asyncio.sleep(1)
+    assert store.leases["shard"].throughput_kbps == pytest.approx(512, rel=0.1)
+    await hold.release()
+    await keeping
+    taken = await MemoryLeaseStore.take(store, store.leases["shard"], "next")
+    assert taken is not None
+    heir = Hold(store, taken, SETTINGS, sent_s=now_s())
+    await heir.renew()
+    assert store.leases["shard"].throughput_kbps == pytest.approx(512, rel=0.1), "the next one goes on from there"
+
+
 # ---------------------------------------------------------------- asked to hand over
 
 
@@ -201,6 +299,17 @@ async def test_a_look_at_the_table_tells_it_earlier() -> None:
     assert not hold.stop.is_set(), "an old picture of the table, of somebody else's hold"
     hold.heed(wanted)
     assert hold.stop.is_set()
+    assert hold.is_valid()
+
+
+async def test_a_look_at_the_table_tells_that_the_lease_is_lost() -> None:
+    store = ScriptedStore()
+    hold = await held(store)
+    taken = await MemoryLeaseStore.take(store, store.leases["shard"], "thief")
+    assert taken is not None
+    hold.heed(taken)
+    assert hold.lost.is_set()
+    assert await hold.release() is None
 
 
 async def test_what_may_not_be_given_on_yet_is_kept_until_it_may() -> None:

@@ -17,7 +17,7 @@ from local.fleet.simulation import Plan, simulate
 from local.fleet.table import Table
 from tidegate.cli import main
 from tidegate.errors import Fatal
-from tidegate.leases import Coordinator, Lease
+from tidegate.leases import TRIM_HORIZON, Coordinator, Lease
 from tidegate.settings import LeaseSettings
 
 # Small fleets see more trouble in a short time than large ones do in an hour.
@@ -52,7 +52,7 @@ def small(seed: int, *, shards: int = 24, workers: int = 5, minutes: float = 3.0
     return simulate(Plan(shards=shards, workers=workers, seed=seed, minutes=minutes, faults=faults))
 
 
-@pytest.mark.parametrize("seed", range(1, 9))
+@pytest.mark.parametrize("seed", range(1, 5))
 @pytest.mark.parametrize(("shards", "workers"), [(24, 5), (7, 7), (60, 3), (3, 4)])
 def test_whatever_happens_every_lease_has_one_believer(shards: int, workers: int, seed: int) -> None:
     report = small(seed, shards=shards, workers=workers, faults=ROUGH)
@@ -62,7 +62,7 @@ def test_whatever_happens_every_lease_has_one_believer(shards: int, workers: int
     assert report.takeover_s.max <= 25, "an expiry, a look at the table, and a little for the weather"
 
 
-@pytest.mark.parametrize("seed", range(1, 7))
+@pytest.mark.parametrize("seed", range(1, 5))
 def test_nothing_moves_without_a_reason(seed: int) -> None:
     report = small(seed, shards=100, workers=8)
     assert (report.moves_after_converged, report.moves_after_kill) == (0, 0), report.failures
@@ -91,20 +91,17 @@ def test_two_believers_are_caught_where_the_patience_exceeds_the_expiry() -> Non
     assert any("both work on" in failure for failure in report.failures)
 
 
-def test_a_table_that_forgets_its_conditions_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_falls_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     swap = Table.swap
 
     def forgetful(table: Table, before: Lease, after: Lease) -> Lease:
-        if before.counter < 15:  # so that the fleet converges first
-            return swap(table, before, after)
-        current, table.leases[before.key] = table.leases[before.key], after
-        table._written(current, after)
-        return after
+        return swap(table, before, replace(after, checkpoint=TRIM_HORIZON) if after.counter == 20 else after)
 
     monkeypatch.setattr(Table, "swap", forgetful)
-    report = small(1, faults=replace(ROUGH, late_request=0.05))
-    assert report.checkpoints_back > 0, "late renewals carry old checkpoints"
+    report = small(1)
+    assert report.checkpoints_back > 0
     assert not report.is_sound
+    assert any("the checkpoint fell" in failure for failure in report.failures)
 
 
 def test_a_process_that_crashes_ends_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +132,7 @@ def run_with_hash_seed(hash_seed: str) -> dict[str, object]:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
     return figures(done.stdout)
 
 

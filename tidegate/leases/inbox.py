@@ -4,7 +4,8 @@ One query on the index twice a second finds both. A key in my name that I do not
 request of mine that I believed lost. A key that I hold and that is not in my name any more is asked for, or lost.
 
 The index may lag behind the table, so each difference is looked at in the table itself before anything follows from
-it; what turns out to be no difference is left alone for a while.
+it; what turns out to be no difference is left alone for a while. Keys come in their order, so that a simulated run
+can be repeated.
 """
 
 from __future__ import annotations
@@ -83,10 +84,10 @@ class Inbox:
         named = set((await self._watch.named()).keys)
         now_s = _now_s()
         self._alone_until_s = {key: until_s for key, until_s in self._alone_until_s.items() if now_s < until_s}
-        for key in named - self._holds.keys() - requests.keys - self._alone_until_s.keys():
+        for key in sorted(named - self._holds.keys() - requests.keys - self._alone_until_s.keys()):
             if not await self._receive(key, stop, take, requests):
                 self._leave_alone(key)
-        for key in self._holds.keys() - named - self._alone_until_s.keys():
+        for key in sorted(self._holds.keys() - named - self._alone_until_s.keys()):
             hold = self._holds.get(key)
             if hold is not None and not hold.stop.is_set() and (lease := await self._watch.get(key)):
                 hold.heed(lease)

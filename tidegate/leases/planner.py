@@ -7,12 +7,13 @@ lease weighs 1. A process's load is the sum of its leases' weights, the mean loa
 
 1. *Take.* A lease that is free (no owner, or its counter stood still for the expiry time) is taken at once while my
    load is below the mean. So as long as a lease is free, somebody is below the mean and takes it. Leases lie on a
-   ring (by a hash of their key) and so do the processes; each takes those that follow its own place, so that many who
-   look at the same time rarely reach for the same lease.
-2. *Ask.* When nothing is free, who is below the mean asks processes that have more for a lease, but only where the one
-   that is asked still has more afterwards, by more than the *dead band*. Without it two processes would pass a lease
-   to and fro for ever; with it, every move lowers the sum of the squared loads by more than noise can raise it. Each
-   asks for no more than it lacks, and for a part of a lease with that probability: what all who lack something ask
+   ring (by a hash of their key), and each process begins at a place of its own, so that many who look at the same time
+   rarely reach for the same lease.
+2. *Ask.* When nothing is free, who is below the mean asks processes above it for leases, but only where the one that
+   is asked still has more afterwards, by more than the *dead band*, and does not come to lack something in turn. Without
+   the band two processes would pass a lease to and fro for ever; with it, every move lowers the sum of the squared
+   loads. What is measured is noisy, so nobody begins before the loads are far apart; who has begun goes on to the band.
+   Each asks for no more than it lacks, and for a part of a lease with that probability: what all who lack something ask
    for together is then what others have too much, and nobody is emptied by a crowd.
 
 A lease that is asked for counts for the one that asked.
@@ -32,12 +33,15 @@ from tidegate.leases.lease import Lease, LeaseView, Part
 
 Dice = Callable[[], float]
 
-# Of the mean load: to balance further would move leases for next to nothing.
-_BAND = 0.1
-# In leases: half of the least difference that a move can mend, so that noise in the weights decides nothing.
+# Of the mean load: nobody begins to balance before the most loaded has so much more than the mean, or I lack half as
+# much. What is measured is noisy, and what a death left uneven is evened out by a return.
+_BEGIN = 0.35
+# Of the mean load: who has begun goes on to this, far below the above, or the next bit of noise would begin anew.
+_EAGER = 0.1
+# Of the mean load: so much more than I the one that is asked must have left. A smaller difference is worth no move.
+_BAND = 0.05
+# In leases: half of the least difference that a move can mend.
 _BAND_LEASES = 0.5
-# Who has begun to balance goes on to half the band, or the next bit of noise would begin anew.
-_EAGER = 0.5
 # So many neighbours watch each part of the table; at three processes or fewer everybody watches everything.
 _WATCHERS = 3
 _RING = 2.0**32
@@ -47,7 +51,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     """What bounds one plan.
 
     `expiry_s`: a counter that stands still this long has no living owner. `max_leases`: the most I may hold.
-    `take_most`, `ask_most`: the most of one plan. `eager`: I am balancing already, the band is narrower.
+    `take_most`, `ask_most`: the most of one plan. `eager`: I am balancing already, and go on to the dead band.
     """
 
     expiry_s: float
@@ -71,7 +75,8 @@ class Balance(Struct, frozen=True):
     all agree on. `mean` is what each load should be. `free` is what nobody works on, startable or not. `kbps` is the mean
     throughput of the measured leases (KiB/s), 0 when none is measured; `heaviest` the most that one lease weighs: one that
     is more than a whole share fills a process, and the others share the rest. `total` counts the leases, but for ended
-    ones.
+    ones; of those that somebody works on, `measured` have a throughput. `is_part`: corrected by a look at a part of the
+    table; `free` shows that part only.
     """
 
     me: str
@@ -84,6 +89,8 @@ class Balance(Struct, frozen=True):
     heaviest: float = 1.0
     mean: float = 0.0
     total: int = 0
+    measured: int = 0
+    is_part: bool = False
 
     def weight(self, lease: Lease) -> float:
         """What the lease adds to its owner's load; about 1 on average."""
@@ -151,7 +158,7 @@ def _weighed(me: str, held: Mapping[str, Sequence[Lease]], free: tuple[LeaseView
     kbps = sum(map(sum, measured.values())) / number if number else 0.0
     if not kbps:
         return balance
-    balance = replace(balance, kbps=kbps)
+    balance = replace(balance, kbps=kbps, measured=number)
     if max(map(max, filter(None, measured.values()))) > (2 * heaviest - 1) * kbps:
         loads = {owner: sum(map(balance.weight, leases)) for owner, leases in held.items()}
     else:
@@ -178,7 +185,7 @@ def noticed(
             free.append(view)
             lost += holder not in (None, balance.me)
     left = max(0.5, 1 - lost / seen) if lost else 1.0
-    return with_mine(replace(balance, free=tuple(free), mean=balance.mean / left), mine)
+    return with_mine(replace(balance, free=tuple(free), mean=balance.mean / left, is_part=True), mine)
 
 
 def with_mine(balance: Balance, mine: Collection[Lease]) -> Balance:
@@ -198,7 +205,7 @@ def claim(free: Iterable[Lease], balance: Balance, limits: Limits) -> tuple[Leas
     if most <= 0 or load >= enough:
         return ()
     taken: list[Lease] = []
-    for lease in around(free, place(balance)):
+    for lease in in_turn(free, balance):
         weight = balance.weight(lease)
         if load + weight > enough + 1.0:
             continue
@@ -214,16 +221,16 @@ def claim(free: Iterable[Lease], balance: Balance, limits: Limits) -> tuple[Leas
 def ask(balance: Balance, limits: Limits, startable: Collection[str], dice: Dice) -> tuple[Lease, ...]:
     """Which leases of live owners to ask for: no more than I lack, from those who have more by more than the band."""
     rich = donors(balance, limits)
-    mine, band = balance.loads[balance.me], _band(balance, limits)
+    mine, band = balance.loads[balance.me], _band(balance)
     lack = balance.mean - mine
     most = min(limits.ask_most, limits.max_leases - balance.counts[balance.me])
     offers: dict[str, list[tuple[float, Lease]]] = {}
     chosen: list[Lease] = []
     while rich and len(chosen) < most:
-        owner = _drawn({owner: load - mine for owner, load in rich.items()}, dice)
+        owner = _drawn({owner: load - balance.mean for owner, load in rich.items()}, dice)
         if owner not in offers:
             offers[owner] = _offers(balance, owner, startable)
-        index = _best_fit(offers[owner], rich[owner] - mine, band)
+        index = _best_fit(offers[owner], rich[owner] - mine, rich[owner] - balance.mean, band)
         if index is None:
             del rich[owner]
             continue
@@ -233,20 +240,27 @@ def ask(balance: Balance, limits: Limits, startable: Collection[str], dice: Dice
         chosen.append(lease)
         mine, lack = mine + weight, lack - weight
         rich[owner] -= weight
-        rich = {other: load for other, load in rich.items() if load - mine > band}
+        rich = {other: load for other, load in rich.items() if load > max(balance.mean, mine + band)}
     return tuple(chosen)
 
 
 def donors(balance: Balance, limits: Limits) -> dict[str, float]:
-    """Whom I might ask, with their loads; mostly nobody."""
-    mine, band = balance.loads[balance.me], _band(balance, limits)
-    if mine >= balance.mean or limits.ask_most <= 0 or balance.counts[balance.me] >= limits.max_leases:
+    """Whom I might ask, with their loads; mostly nobody. All above the mean if I lack much, else who has too much."""
+    lack = balance.mean - balance.loads[balance.me]
+    if lack <= 0 or limits.ask_most <= 0 or balance.counts[balance.me] >= limits.max_leases:
         return {}
-    return {owner: load for owner, load in balance.loads.items() if load - mine > band}
+    far = (_EAGER if limits.eager else _BEGIN) * balance.mean
+    return _richer(balance, balance.loads, balance.mean if 2 * lack >= far else balance.mean + far)
 
 
-def _band(balance: Balance, limits: Limits) -> float:
-    return max(_BAND * balance.mean, _BAND_LEASES) * (_EAGER if limits.eager else 1.0)
+def _richer(balance: Balance, loads: Mapping[str, float], than: float) -> dict[str, float]:
+    """Who has more than that, and more than I by more than the band."""
+    least = max(than, balance.loads[balance.me] + _band(balance))
+    return {owner: load for owner, load in loads.items() if load > least}
+
+
+def _band(balance: Balance) -> float:
+    return max(_BAND * balance.mean, _BAND_LEASES)
 
 
 def _offers(balance: Balance, owner: str, startable: Collection[str]) -> list[tuple[float, Lease]]:
@@ -255,12 +269,16 @@ def _offers(balance: Balance, owner: str, startable: Collection[str]) -> list[tu
     return [(balance.weight(lease), lease) for lease in around(movable, spot(balance.me))]
 
 
-def _best_fit(leases: Sequence[tuple[float, Lease]], difference: float, band: float) -> int | None:
-    """The lease whose move brings the two loads, so far apart now, closest together; None if none is worth it."""
+def _best_fit(leases: Sequence[tuple[float, Lease]], difference: float, surplus: float, band: float) -> int | None:
+    """The lease whose move brings the two loads, so far apart now, closest together; None if none is worth it.
+
+    Its owner, who has so much more than the mean, must not come to lack something in turn, or no more than one lease.
+    """
     best, gain = None, 0.0
+    most = surplus + max(band, 1.0)
     for index, (weight, _) in enumerate(leases):
         left = difference - weight
-        if left > band and min(weight, left) > gain:
+        if left > band and weight <= most and min(weight, left) > gain:
             best, gain = index, min(weight, left)
     return best
 
@@ -292,10 +310,19 @@ def spot(key: str) -> float:
     return crc32(key.encode()) / _RING
 
 
-def place(balance: Balance) -> float:
-    """Where I stand on the ring: evenly spread among those who are known to live, anywhere while I am not."""
-    live = balance.live
-    return live.index(balance.me) / len(live) if balance.counts[balance.me] else spot(balance.me)
+def in_turn(leases: Iterable[Lease], balance: Balance) -> list[Lease]:
+    """Leases in the order in which I should reach for them: others who look now begin elsewhere.
+
+    After a look at the whole table all who are below the mean know of each other, and divide what is free among them.
+    Who sees a part only, or is not known yet, begins anywhere.
+    """
+    me = balance.me
+    if balance.is_part or not balance.counts[me]:
+        return around(leases, spot(me))
+    ring = around(leases, 0.0)
+    wanting = [owner for owner in balance.live if owner == me or balance.loads[owner] < balance.mean]
+    first = wanting.index(me) * len(ring) // len(wanting)
+    return ring[first:] + ring[:first]
 
 
 def around(leases: Iterable[Lease], start: float) -> list[Lease]:

@@ -1,9 +1,10 @@
 """From one look to the next plan: what the pure `planner` decides, with what only a process over time can know.
 
-- A process that just started knows nobody: others may start at this very moment. So it begins with small portions, and
-  doubles them at every survey; when a whole fleet starts at once, everybody is known before anybody has too much.
-- What stays free although everybody who sees it has enough is taken all the same after a while, a few at a time.
-- Who has begun to balance goes on to half the dead band.
+- A process that just started knows nobody: others may start at this very moment. So it begins with a small portion, and
+  has twice as much from survey to survey; when a whole fleet starts, all are known before anybody has too much.
+- What stays free although everybody who sees it has enough is taken all the same after a while, a few at a time, and
+  first by those whom it does not overload.
+- Who has begun to balance goes on to the dead band, as everybody does after a start.
 """
 
 from __future__ import annotations
@@ -22,15 +23,20 @@ from tidegate.settings import LeaseSettings
 Startable = Callable[[Sequence[Lease]], frozenset[str]]
 
 # The first portion to take, of all leases, and the least; the first portion to ask for is one lease.
-_FIRST_PORTION = 1 / 400
+_FIRST_PORTION = 1 / 800
 _FIRST_LEAST = 2
 _DOUBLINGS_MOST = 20
 _ASKS_MOST = 16
-# What is free for so long is taken beyond one's share: longer if nobody ever had it, for a fleet that starts together
-# with its table would grab it all. At once only so much of all leases, or one.
-_OVERDUE_S = 1.5
+# What is free for so long is taken beyond one's share, by so much of the mean load; after as long again by any of those
+# who see it. Longer if nobody ever had it, for a fleet that starts together with its table would grab it all. At once
+# only so much of all leases, or one.
+_OVERDUE_S = 1.2
+_OVERDUE_LOAD = 1.1
 _OVERDUE_NEW_S = 15.0
 _OVERDUE_PORTION = 1 / 2000
+# Who has begun to balance goes on until nothing was worth it for so long, while so many of all leases are measured.
+_SETTLED_S = 15.0
+_KNOWN_SHARE = 0.9
 
 
 class Planning:
@@ -45,7 +51,9 @@ class Planning:
         self._startable_of = startable_of
         self._surveyed: list[Lease] = []
         self._known_startable: frozenset[str] | None = None  # of those, not worked out yet
-        self._is_balancing = False
+        # Balancing until then. At first, too: who settles at the edge of what is tolerable is soon beyond it.
+        self._balancing_until_s = _now_s() + _SETTLED_S
+        self._had = 0  # leases that were mine at the last survey
 
     async def plan(self, mine: Collection[Lease], resting: Collection[str], asked: int, *, is_woken: bool) -> LeasePlan:
         """Look if it is time to, or when woken, and decide. Raises Transient when the store or discovery fails.
@@ -53,10 +61,11 @@ class Planning:
         `mine`: what I hold or have asked for, the latter so many; it is not in the plan. `resting`: what I leave alone.
         """
         busy = {lease.key for lease in mine}
-        known = self._watch.balance.live
         has_looked = is_woken or self._watch.is_stale()
         if has_looked:
             await self._look(busy)
+            if self._watch.is_survey:
+                self._had = len(mine)
         balance = self._watch.weigh(mine)
         if balance is None:
             return LeasePlan()
@@ -70,10 +79,14 @@ class Planning:
         if has_looked and self._watch.is_survey:
             if not free:
                 ask = self._ask(balance, _ASKS_MOST - asked)
-            self._is_balancing = bool(ask)
-            self._watch.settle()
-        if take or ask or self._upkeep.is_busy or self._watch.balance.live != known:
-            self._watch.stir()
+            if ask or balance.measured < _KNOWN_SHARE * balance.total:
+                self._balancing_until_s = _now_s() + _SETTLED_S
+            if take or ask or self._upkeep.is_busy:
+                self._watch.stir()
+            else:
+                self._watch.settle()
+        elif take:
+            self._watch.hasten()
         return LeasePlan(take, ask)
 
     def may_start(self, lease: Lease, parents: Sequence[Lease]) -> bool:
@@ -111,14 +124,17 @@ class Planning:
             return tuple(named[: self._settings.max_leases - balance.counts[self._me]])
         if chosen := planner.claim([view.lease for view in others], balance, limits):
             return chosen
-        overdue = [view.lease for view in others if self._is_overdue(view)]
+        overdue = [view.lease for view in others if self._is_overdue(view, balance)]
         room = min(limits.max_leases - balance.counts[self._me], max(1, int(balance.total * _OVERDUE_PORTION)))
-        return tuple(planner.around(overdue, planner.place(balance))[:room]) if room > 0 else ()
+        return tuple(planner.in_turn(overdue, balance)[:room]) if room > 0 else ()
 
-    def _is_overdue(self, view: LeaseView) -> bool:
+    def _is_overdue(self, view: LeaseView, balance: Balance) -> bool:
         lease = view.lease
         free_since_s = view.moved_s + (self._settings.expiry_s if lease.holder is not None else 0.0)
-        return _now_s() >= free_since_s + (_OVERDUE_S if lease.counter else _OVERDUE_NEW_S)
+        if not lease.counter:
+            return _now_s() >= free_since_s + _OVERDUE_NEW_S
+        fits = balance.loads[self._me] + balance.weight(lease) <= _OVERDUE_LOAD * balance.mean
+        return _now_s() >= free_since_s + (_OVERDUE_S if fits else 2 * _OVERDUE_S)
 
     def _ask(self, balance: Balance, most: int) -> tuple[Lease, ...]:
         limits = self._limits(balance, most)
@@ -132,9 +148,9 @@ class Planning:
         return Limits(
             expiry_s=self._settings.expiry_s,
             max_leases=self._settings.max_leases,
-            take_most=first << doublings,
+            take_most=max(0, (first << doublings) - (balance.counts[self._me] - self._had)),
             ask_most=min(1 << doublings, asks_most),
-            eager=self._is_balancing,
+            eager=_now_s() < self._balancing_until_s,
         )
 
 

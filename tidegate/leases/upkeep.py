@@ -59,7 +59,7 @@ class Upkeep:
         created: list[Lease] = []
         is_alone = True
         while self._missing and is_alone:
-            wave = planner.around(planner.creatable(list(self._missing.values())), planner.place(balance))
+            wave = planner.around(planner.creatable(list(self._missing.values())), planner.spot(balance.me))
             made, is_alone = await self._create(wave)
             created.extend(made)
         if self._wanted is not None and random.random() < _CLEANERS / len(balance.loads):

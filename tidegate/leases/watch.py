@@ -31,6 +31,10 @@ _SMALL_UNITS = 4.0
 # Of the budget, what the looks that must not wait may use when the table is large and the fleet is small.
 _STEADY_SHARE = 0.5
 _CONSISTENT_GET_UNITS = 1.0
+# So long after a start nothing is settled: others start too, and what is read of each lease is not known yet.
+_YOUNG_S = 60.0
+# In intervals between looks.
+_SOON = 4.0
 # DynamoDB serves several pages of this size in one request's time-out, with room to spare.
 _UNITS_IN_TIME = 64.0
 
@@ -48,6 +52,7 @@ class Watch:
         self._settings = settings
         self._observer = Observer(me)
         self._budget = ReadBudget(settings.reads_per_s, _now_s())
+        self._began_s = _now_s()
         self._looked_s = float("-inf")
         self._survey_due_s = float("-inf")
         self._rest_s = settings.plan_interval_s
@@ -115,9 +120,16 @@ class Watch:
         self._rest_s = self._settings.plan_interval_s
         self._survey_due_s = min(self._survey_due_s, self._looked_s + self._rest_s)
 
+    def hasten(self) -> None:
+        """Something moved that concerns few: one survey soon is enough to know who is left."""
+        self._survey_due_s = min(self._survey_due_s, _now_s() + _SOON * self._settings.plan_interval_s)
+
     def settle(self) -> None:
         """A survey showed nothing to do: the next may wait twice as long."""
-        self._rest_s = min(2 * self._rest_s, self._settings.survey_interval_s)
+        most_s = self._settings.survey_interval_s
+        if _now_s() < self._began_s + _YOUNG_S:
+            most_s = min(most_s, _SOON * self._settings.plan_interval_s)
+        self._rest_s = min(2 * self._rest_s, most_s)
         self._survey_due_s = _now_s() + self._rest_s * random.uniform(0.75, 1.25)
 
     def next_s(self) -> float:
