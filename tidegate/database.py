@@ -3,29 +3,41 @@
     async with database.transaction() as connection:
         await connection.execute(…)
 
-Transient: the server is away, starting, full, or chose this transaction as a victim. Rejected: the values are
-at fault, not the statement. Fatal: the schema or the rights are not what this release expects. The class of a
+Transient: the server is away, starting, full, read-only, or chose this transaction as a victim. Rejected: the values
+are at fault, not the statement. Fatal: the schema or the rights are not what this release expects. The class of a
 SQLSTATE is its first two characters; single codes that differ from their class are named, and a test holds the
 table against every error that the driver knows.
+
+Nothing is left in a session that outlives a transaction, but prepared statements, which a setting turns off: see
+docs/decisions/0014-database-faults.md.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+from asyncpg.transaction import Transaction
 from msgspec import Meta, Struct
 
+from tidegate.columns import COMPLETENESS
 from tidegate.errors import Fatal, Rejected, TidegateError, Transient
 
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 Verdict = Literal["transient", "rejected", "schema", "access", "fatal"]
 
 MIGRATE_HINT = "run `tidegate migrate`"
+
+_IS_READ_ONLY = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"
+
+# InternalClientError: a statement on a connection that was just told of the server's end and is not closed yet, as on a
+# failover of Aurora (MagicStack/asyncpg, issue 784).
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 CLASSES: dict[str, Verdict] = {
     "00": "fatal",  # successful completion: never an error
@@ -74,6 +86,7 @@ CLASSES: dict[str, Verdict] = {
     "XX": "fatal",  # internal error
 }
 CODES: dict[str, Verdict] = {
+    "23502": "schema",  # a column must be given that we do not give: our own fields may all be NULL
     "25006": "transient",  # read-only transaction: a failover made our writer a reader
     "25P03": "transient",  # idle in transaction too long
     "25P04": "transient",  # transaction took too long
@@ -91,6 +104,16 @@ class DatabaseSettings(Struct, frozen=True, kw_only=True):
     connect_timeout_s: Annotated[float, Meta(gt=0, description="one try to connect")] = 5.0
     statement_timeout_s: Annotated[float, Meta(gt=0, description="one statement; the server stops it then")] = 30.0
     acquire_timeout_s: Annotated[float, Meta(gt=0, description="wait for a free connection of the pool")] = 30.0
+    idle_transaction_timeout_s: Annotated[
+        float,
+        Meta(gt=0, description="a transaction without a word from us; the server ends it then, and frees its locks"),
+    ] = 15.0
+    statement_cache_size: Annotated[
+        int,
+        Meta(
+            ge=0, description="prepared statements a connection keeps; 0 behind RDS Proxy, which pins because of them"
+        ),
+    ] = 100
 
 
 def verdict_of(sqlstate: str) -> Verdict:
@@ -105,7 +128,7 @@ def translate(error: Exception, doing: str) -> TidegateError:
         return _translate_state(error, detail)
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
         return Fatal(f"{detail}; check TIDEGATE_DATABASE_URL")
-    # What is left: refused, broken and closing connections, time-outs.
+    # What is left: refused, broken and closing connections, unknown hosts, standbys, time-outs.
     return Transient(detail)
 
 
@@ -114,13 +137,19 @@ def _translate_state(error: asyncpg.PostgresError, detail: str) -> TidegateError
         # A migration ran under us; the driver forgets the old plan and the next try makes a new one.
         return Transient(detail)
     sqlstate = str(error.sqlstate or "")
-    match verdict_of(sqlstate):
+    verdict = verdict_of(sqlstate)
+    if isinstance(error, asyncpg.CheckViolationError) and str(error.constraint_name).endswith(COMPLETENESS):
+        # Whatever our own release requires was looked at before; so this is the rule of another one.
+        verdict = "schema"
+    match verdict:
         case "transient":
             return Transient(detail)
         case "rejected":
             return Rejected(_reason(error), f"{detail} (SQLSTATE {sqlstate})")
         case "schema":
-            return Fatal(f"{detail}: the database is not of this release's shape; {MIGRATE_HINT}")
+            named = ".".join(filter(None, (error.table_name, error.column_name or error.constraint_name)))
+            where = f" ({named})" if named else ""
+            return Fatal(f"{detail}{where}: the database is not of this release's shape; {MIGRATE_HINT}")
         case "access":
             return Fatal(f"{detail}: check the user of TIDEGATE_DATABASE_URL and its role; {MIGRATE_HINT}")
         case _:
@@ -141,7 +170,7 @@ def database_errors(doing: str) -> Iterator[None]:
     """Translate what the driver raises in the block. `doing` says what was tried, for the reader of the log."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except DRIVER_ERRORS as error:
         raise translate(error, doing) from error
 
 
@@ -151,6 +180,7 @@ class Database:
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record], settings: DatabaseSettings) -> None:
         self._pool = pool
         self._settings = settings
+        self._answered_s = float("-inf")
 
     @asynccontextmanager
     async def transaction(self, doing: str) -> AsyncIterator[Connection]:
@@ -160,14 +190,86 @@ class Database:
         Transient the outcome of a commit may be unknown.
         """
         with database_errors(doing):
-            async with self._pool.acquire(timeout=self._settings.acquire_timeout_s) as connection:
+            async with self._acquired() as connection:
+                transaction = connection.transaction()
                 try:
-                    async with connection.transaction():
-                        yield connection
-                except asyncpg.ReadOnlySQLTransactionError:
-                    # After a failover every pooled connection leads to a reader.
-                    await self._pool.expire_connections()
+                    await transaction.start()
+                    yield connection
+                    await transaction.commit()
+                except BaseException as error:
+                    await self._undo(connection, transaction, error)
                     raise
+                if _is_read_only(connection):
+                    await self._pool.expire_connections()
+                else:
+                    self._answered_s = asyncio.get_running_loop().time()
+
+    async def probe(self, within_s: float) -> None:
+        """Ask whether it answers and takes writes. Raises Transient when it does not `within_s`, and Fatal."""
+        doing = "ask the database whether it takes writes"
+        try:
+            async with asyncio.timeout(within_s), self.transaction(doing) as connection:
+                if await connection.fetchval(_IS_READ_ONLY):
+                    await self._pool.expire_connections()
+                    raise Transient("the database is read-only: a standby, or in the middle of a failover")
+        except TimeoutError as error:
+            raise Transient(f"could not {doing}: no answer within {within_s:g} s") from error
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since a transaction was committed on a server that takes writes."""
+        return asyncio.get_running_loop().time() - self._answered_s
+
+    @asynccontextmanager
+    async def _acquired(self) -> AsyncIterator[Connection]:
+        try:
+            connection = await self._pool.acquire(timeout=self._settings.acquire_timeout_s)
+        except TimeoutError as error:
+            raise TimeoutError(self._why_none()) from error
+        try:
+            yield connection
+        finally:
+            await self._pool.release(connection)
+
+    def _why_none(self) -> str:
+        pool, settings = self._pool, self._settings
+        if pool.get_size() >= pool.get_max_size() and not pool.get_idle_size():
+            return (
+                f"all {settings.connections} connections are in use and none became free within "
+                f"{settings.acquire_timeout_s:g} s (TIDEGATE_DATABASE_CONNECTIONS)"
+            )
+        return f"no connection within {min(settings.connect_timeout_s, settings.acquire_timeout_s):g} s"
+
+    async def _undo(self, connection: Connection, transaction: Transaction, error: BaseException) -> None:
+        """Leave no transaction behind, and no connection that cannot be trusted."""
+        if _says_read_only(error):
+            # After a failover every pooled connection leads to a reader.
+            await self._pool.expire_connections()
+        # What fails here, fails for the same reason; a connection that is gone has nothing to undo.
+        with suppress(*DRIVER_ERRORS):
+            if isinstance(error, TimeoutError | asyncio.CancelledError):
+                # The server does not answer, or nobody waits for its answer: to ask it for more may take as long again.
+                connection.terminate()
+            elif connection.is_in_transaction():
+                await transaction.rollback()
+
+
+def _is_read_only(connection: Connection) -> bool:
+    """By what the server reports unasked. Servers before 14, and proxies, may not."""
+    reported = connection.get_settings()
+    names = ("in_hot_standby", "default_transaction_read_only")
+    return any(getattr(reported, name, "off") == "on" for name in names)
+
+
+def _says_read_only(error: BaseException | None) -> bool:
+    """Whether a read-only server is behind it; within a savepoint it is one of ours already."""
+    while error is not None and not isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+        error = error.__cause__
+    return error is not None
+
+
+async def _keep_session(connection: object) -> None:
+    """No transaction leaves anything behind in its session, so there is nothing to reset, and no need to ask."""
 
 
 def check_address(url: str) -> None:
@@ -210,9 +312,12 @@ async def connect(url: str, settings: DatabaseSettings, program: str) -> AsyncIt
             max_size=settings.connections,
             timeout=settings.connect_timeout_s,
             command_timeout=settings.statement_timeout_s + 5,
+            statement_cache_size=settings.statement_cache_size,
+            reset=_keep_session,
             server_settings={
                 "application_name": f"tidegate-{program}",
                 "statement_timeout": str(int(settings.statement_timeout_s * 1000)),
+                "idle_in_transaction_session_timeout": str(int(settings.idle_transaction_timeout_s * 1000)),
                 "timezone": "UTC",
                 "jit": "off",
             },

@@ -55,8 +55,11 @@ async def upgrade(server: Postgres, wanted: Bubble, folder: Path) -> list[migrat
 async def test_the_sample_bubble_is_planned_applied_and_then_there_is_nothing_to_do(postgres: Postgres) -> None:
     parcels = bubble.load("examples.parcels.bubble")
     folder = Path("examples/parcels/migrations")
-    planned = await asyncio.to_thread(migrate.pending, postgres.dsn, parcels, folder)
-    assert [(step.history, step.revision) for step in planned] == [("tidegate", "0001"), ("parcels", "0001")]
+    planned = (await asyncio.to_thread(migrate.plan, postgres.dsn, parcels, folder)).steps
+    assert {step.judgement for step in planned} == {migrate.SAFE}, "nobody works on what is not there"
+    ours = [step.revision for step in planned if step.history == "tidegate"]
+    assert ours == [f"{number:04d}" for number in range(1, len(ours) + 1)]
+    assert [(step.history, step.revision) for step in planned[len(ours) :]] == [("parcels", "0001")]
     assert await upgrade(postgres, parcels, folder) == planned
     assert await upgrade(postgres, parcels, folder) == []
 
@@ -77,7 +80,7 @@ async def test_every_entity_table_has_forced_policies_and_the_reader_is_weak(pos
             "SELECT rolsuper, rolbypassrls, rolcanlogin FROM pg_roles WHERE rolname = $1", access.READER
         )
         assert tuple(role) == (False, False, False)
-        for table in ("shard", "watermark", "dead_letter", "alembic_version", "bubble_version"):
+        for table in ("shard", "watermark", "dead_letter", "erasure", "outbox", "alembic_version", "bubble_version"):
             granted = "SELECT has_table_privilege($1, 'tidegate.' || $2, 'SELECT')"
             assert await connection.fetchval(granted, access.READER, table) is False
     finally:
@@ -112,10 +115,10 @@ async def test_which_fields_a_live_row_needs_follows_the_entity_and_old_rows_sta
     try:
         with pytest.raises(asyncpg.CheckViolationError):
             await connection.execute(INSERT_THING, 1, None, False)
-        assert migrate.generate(second, folder, "nothing to write") is None
+        assert migrate.generate(second, folder, "nothing to write") == []
         await upgrade(postgres, second, folder)
         await connection.execute(INSERT_THING, 1, None, False)
-        assert migrate.generate(third, folder, "a colour") is not None
+        assert len(migrate.generate(third, folder, "a colour")) == 1
         await upgrade(postgres, third, folder)
         with pytest.raises(asyncpg.CheckViolationError, match="things_complete"):
             await connection.execute(INSERT_THING, 2, "second", False)
@@ -133,7 +136,10 @@ async def test_an_operator_may_resolve_a_dead_letter_and_change_nothing_else(pos
     try:
         await connection.execute(f"SET ROLE {access.OPERATOR}")
         await connection.execute("UPDATE tidegate.dead_letter SET resolved_at = now() WHERE resolved_at IS NULL")
-        for forbidden in ("UPDATE tidegate.dead_letter SET source = 'x'", "DELETE FROM tidegate.dead_letter"):
+        await connection.execute("UPDATE tidegate.outbox SET state = 'waiting', due_at = now(), tried_since = NULL")
+        tables = ("dead_letter SET source = 'x'", "outbox SET payload = ''")
+        deletions = [f"DELETE FROM tidegate.{table}" for table in ("dead_letter", "outbox")]
+        for forbidden in (*(f"UPDATE tidegate.{table}" for table in tables), *deletions):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await connection.execute(forbidden)
     finally:
@@ -157,9 +163,8 @@ async def test_an_entity_without_its_migration_is_refused(postgres: Postgres, tm
 def test_what_is_up_to_date_generates_nothing(tmp_path: Path) -> None:
     things = Bubble(name="things", entities=(Thing,), sources=())
     folder = tmp_path / "migrations"
-    path = migrate.generate(things, folder, "first tables")
-    assert path == folder / "0001_first_tables.py"
-    assert migrate.generate(things, folder, "again") is None
+    assert migrate.generate(things, folder, "first tables") == [folder / "0001_first_tables.py"]
+    assert migrate.generate(things, folder, "again") == []
 
 
 def test_an_unreachable_database_is_one_clear_text_without_the_password(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import asyncpg
 import msgspec
 import pytest
 import pytest_asyncio
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import Connection
@@ -22,6 +21,7 @@ from tests.integration.letters_stack import cli, environment
 from tests.integration.worker_rows import NOW, change, gadget
 from tidegate import access, bubble, codec, migrate, tables
 from tidegate.letter import event_identity
+from tidegate.migrate import history
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -59,11 +59,11 @@ async def before_letters(dsn: str) -> None:
 
     def upgrade(connection: Connection) -> None:
         connection.exec_driver_sql(f"CREATE SCHEMA {tables.SCHEMA}")
-        own, _ = migrate._configs(connection, bubble.load(BUBBLE), FOLDER)
-        command.upgrade(own, "0002")
+        connection.commit()
+        history.own().upgrade(connection, "0002")
 
     engine = create_async_engine(dsn.replace("postgresql://", "postgresql+asyncpg://", 1))
-    async with engine.begin() as connection:
+    async with engine.connect() as connection:
         await connection.run_sync(upgrade)
     await engine.dispose()
 

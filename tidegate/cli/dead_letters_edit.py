@@ -152,6 +152,10 @@ def _decode(bubble: Bubble, event: ChangeEvent) -> tuple[Sequence[Any], Any]:
     item = decode.Decoder(bubble.entities).decode(batch.Record("0", codec.encode(event)))
     if isinstance(item, batch.DeadLetter):
         raise Rejected(item.reason, item.message)
+    # The decoder lets pass what a newer release may have written; a person who mistyped a name should know.
+    shape = next(each for each in bubble.shapes if each.name == event.key.entity)
+    if unknown := sorted(set(event.payload or {}) - {field.name for field in shape.fields}):
+        raise Rejected("unknown_field", f"{shape.name} has no field {', '.join(unknown)}")
     return item.values or (), item.key
 
 
