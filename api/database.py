@@ -16,7 +16,7 @@ import msgspec
 from api.queries import Query
 from api.settings import ApiSettings
 from tidegate.access_sql import READ_CALL, ROLE_CHECK
-from tidegate.database import translate
+from tidegate.database import DRIVER_ERRORS, translate
 from tidegate.errors import Fatal, Rejected, TidegateError, Transient
 
 RETRY_AFTER_S = 2
@@ -80,7 +80,7 @@ class Database:
             found = await connection.fetchrow(
                 READ_CALL, viewers, query.statement, arguments, sources, timeout=self._settings.statement_timeout_s
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DRIVER_ERRORS as error:
             raise self._dropped(error) from error
         if found is None:
             raise Fatal("tidegate.read answered no row; run `tidegate migrate`")
@@ -101,7 +101,7 @@ class Database:
             role = await self._connection.fetchrow(ROLE_CHECK, self._tables)
         except asyncpg.exceptions.ClientConfigurationError as error:
             raise Fatal(_NO_ADDRESS) from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DRIVER_ERRORS as error:
             raise self._dropped(error) from error
         except ValueError as error:
             # After OSError, as a bad certificate is both.

@@ -36,7 +36,7 @@ class Delivery(Struct, frozen=True, kw_only=True):
     room           to be released by whoever has committed the records
     """
 
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     millis_behind: int
     size_bytes: int = 0
     gap: str | None = None
