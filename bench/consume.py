@@ -1,9 +1,8 @@
 """Records per second of a whole consumer on one core, from a Kinesis over HTTP to one typed event for each record.
 
 A server process on another core answers with prepared replies. Each side runs in a process of its own, in turns, and
-its best turn counts, by the processor's time: what a side waits for its server, its own pauses or other programs is
-not held against it. `bench/_consumers.py` says what each side does. The second kind of line says by how much the
-greatest memory of our process grew, after its first pages, while it read all the others.
+its best turn counts, by the wall's clock. `bench/_consumers.py` says what each side does. The second kind of line says
+by how much the greatest memory of our process grew, after its first pages, while it read all the others.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tidegate import lifecycle
 SHARDS = 10
 ROUNDS = 3
 # Ours reads more, or it would be over at once.
-PAGES = {"tidegate": 12, "async-kinesis": 1, "aiobotocore": 1}
+PAGES = {"tidegate": 12, "async-kinesis": 1, "aiobotocore": 1, "aiobotocore-msgspec": 1}
 # As many as a shard holds at most: one in hand, one read ahead, and one that is just coming.
 _WARMING_PAGES = 3
 _MIB = 1024 * 1024
@@ -43,7 +42,7 @@ def run() -> Iterator[Result]:
             for side, pages in PAGES.items():
                 turns[side].append(_alone(side, url, pages))
     best = {side: max(turn.records_per_s for turn in taken) for side, taken in turns.items()}
-    for side in ("async-kinesis", "aiobotocore"):
+    for side in list(PAGES)[1:]:
         yield Result.of("consume", "records/s", best["tidegate"], side, best[side])
     yield _memory(max(turn.grown_mib for turn in turns["tidegate"]))
 

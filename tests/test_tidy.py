@@ -102,9 +102,9 @@ VENDORS = {
     "asyncpg": {"tidegate/database.py", "api/database.py"},
     "aiobotocore": {"tidegate/aws"},
     "botocore": {"tidegate/aws"},
-    "aiohttp": {"tidegate/aws", "tidegate/health.py", "poller/rest.py", "poller/app.py"},
-    "sqlalchemy": {"tidegate/tables.py", "tidegate/migrate.py", "tidegate/migrations"},
-    "alembic": {"tidegate/migrate.py", "tidegate/migrations"},
+    "aiohttp": {"tidegate/aws", "tidegate/health.py", "poller/rest.py", "poller/app.py", "worker/webhook.py"},
+    "sqlalchemy": {"tidegate/tables.py", "tidegate/migrate/", "tidegate/migrations"},
+    "alembic": {"tidegate/migrate/", "tidegate/migrations"},
     "prometheus_client": {"tidegate/telemetry.py", "tidegate/health.py"},
     "structlog": {"tidegate/telemetry.py", "tidegate/lifecycle.py"},
 }

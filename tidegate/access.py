@@ -59,6 +59,12 @@ alarmed on and wait in tidegate.dead_letter.
 FUNCTIONS = (VIEWER_IDS, DATA_AS_OF)
 
 
+_OPERATED = (
+    "resolved_at", "resolution", "resolved_by", "replayed_at", "replays", "edited_payload", "edited_identity", "edited_at",
+    "edited_by", "entity", "key", "version",
+)  # fmt: skip
+
+
 def operational_grants() -> Iterator[str]:
     """What each role may do with the operational tables and functions."""
     yield "REVOKE ALL ON SCHEMA tidegate FROM PUBLIC"
@@ -66,7 +72,9 @@ def operational_grants() -> Iterator[str]:
     yield f"GRANT USAGE ON SCHEMA tidegate TO {', '.join(ROLES)}"
     yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tidegate TO {WORKER}"
     yield f"GRANT SELECT ON ALL TABLES IN SCHEMA tidegate TO {OPERATOR}"
-    yield f"GRANT UPDATE (resolved_at) ON tidegate.dead_letter TO {OPERATOR}"
+    # What came stays as it came, whatever a person makes of it.
+    yield f"GRANT UPDATE ({', '.join(_OPERATED)}) ON tidegate.dead_letter TO {OPERATOR}"
+    yield f"GRANT UPDATE (state, due_at, tried_since, answered_at) ON tidegate.outbox TO {OPERATOR}"
     yield f"GRANT EXECUTE ON FUNCTION tidegate.viewer_ids(text), tidegate.data_as_of(text[]) TO {', '.join(ROLES)}"
 
 

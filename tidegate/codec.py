@@ -81,6 +81,7 @@ def decode(data: bytes) -> StreamEvent:
         Rejected: reason `undecodable` (not JSON, not CloudEvents 1.0) or `unknown_type`.
     """
     try:
+        _check_text(data)
         envelope = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # RecursionError: arrays in arrays without end are somebody's garbage, not a bug of ours.
@@ -92,6 +93,12 @@ def decode(data: bytes) -> StreamEvent:
     if envelope.type == _QUARANTINE:
         return _quarantine(envelope)
     return _change(envelope)
+
+
+def _check_text(data: bytes) -> None:
+    """Raises UnicodeDecodeError for what is not UTF-8, and so not JSON: msgspec looks only at fields that it is asked for."""
+    if not data.isascii():
+        data.decode()
 
 
 def event_id(key: EntityKey, version: Version, operation: Operation) -> str:
@@ -243,8 +250,10 @@ class TypedDecoder:
         """
         if not _are_objects(records):
             return None
+        lines = b"\n".join(records)
         try:
-            events = self._decoder.decode_lines(b"\n".join(records))
+            _check_text(lines)
+            events = self._decoder.decode_lines(lines)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         if len(events) != len(records):

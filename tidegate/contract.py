@@ -1,8 +1,9 @@
 """The event contract as JSON Schema (draft 2020-12), made from the entities.  (pure)
 
 `tidegate.codec` writes the events, this says what they look like; a test holds the two together. Consumers of the
-stream validate against it, and a change of it is a change of the contract. Unknown attributes of the envelope are
-allowed, as CloudEvents wants; unknown fields of an entity are not.
+stream validate against it, and a change of it is a change of the contract. It holds for the events of the releases before
+and after this one too, as far as docs/EVENTS.md promises: what is not known here is allowed, in the envelope and in the
+entity, and a field that may be null may be missing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def entity_schemas(bubble: Bubble, ref_template: str) -> dict[str, Schema]:
     """Class name → schema, for every entity and what it refers to.
 
     `ref_template` says where the schemas will stand, such as "#/components/schemas/{name}". All fields of an
-    entity are required: events and answers are complete, a value that is missing is null.
+    entity are required: what a release writes is complete, a value that is missing is null.
     """
     _, schemas = msgspec.json.schema_components(bubble.entities, ref_template=ref_template)
     for entity in bubble.entities:
@@ -39,6 +40,10 @@ def entity_schemas(bubble: Bubble, ref_template: str) -> dict[str, Schema]:
 def event_contract(bubble: Bubble) -> Schema:
     """Every event that the bubble's poller publishes."""
     definitions = entity_schemas(bubble, "#/$defs/{name}")
+    for entity in bubble.entities:
+        schema = definitions[entity.__name__]
+        schema["required"] = [field.name for field in describe(entity).fields if not field.nullable]
+        del schema["additionalProperties"]
     events = {f"{entity.__name__}.{operation}": _change(entity, operation)
               for entity in bubble.entities for operation in Operation}  # fmt: skip
     events |= {"tidegate.watermark": _watermark(), "tidegate.quarantine": _quarantine()}
@@ -53,8 +58,9 @@ def event_contract(bubble: Bubble) -> Schema:
 
 
 def _complete(schema: Schema, shape: EntityShape) -> None:
-    """What msgspec leaves open: datetimes of an entity are always aware, and no field is left out."""
+    """What msgspec leaves open: datetimes of an entity are always aware, no field is left out, and none added."""
     schema["required"] = [field.name for field in shape.fields]
+    schema["additionalProperties"] = False
     for field in shape.fields:
         if field.kind is Kind.TIMESTAMP:
             stated = schema["properties"][field.name]

@@ -33,6 +33,8 @@ Verdict = Literal["transient", "rejected", "schema", "access", "fatal"]
 
 MIGRATE_HINT = "run `tidegate migrate`"
 
+# The driver's own default; there are fewer different ones.
+_STATEMENTS = 100
 _IS_READ_ONLY = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"
 
 # InternalClientError: a statement on a connection that was just told of the server's end and is not closed yet, as on a
@@ -108,12 +110,10 @@ class DatabaseSettings(Struct, frozen=True, kw_only=True):
         float,
         Meta(gt=0, description="a transaction without a word from us; the server ends it then, and frees its locks"),
     ] = 15.0
-    statement_cache_size: Annotated[
-        int,
-        Meta(
-            ge=0, description="prepared statements a connection keeps; 0 behind RDS Proxy, which pins because of them"
-        ),
-    ] = 100
+    through_proxy: Annotated[
+        bool,
+        Meta(description="RDS Proxy is between: no named statements, and time-outs come by ALTER ROLE, or it pins"),
+    ] = False
 
 
 def verdict_of(sqlstate: str) -> Verdict:
@@ -268,6 +268,17 @@ def _says_read_only(error: BaseException | None) -> bool:
     return error is not None
 
 
+def _session_settings(settings: DatabaseSettings) -> dict[str, str]:
+    if settings.through_proxy:
+        return {}
+    return {
+        "statement_timeout": str(int(settings.statement_timeout_s * 1000)),
+        "idle_in_transaction_session_timeout": str(int(settings.idle_transaction_timeout_s * 1000)),
+        "timezone": "UTC",
+        "jit": "off",
+    }
+
+
 async def _keep_session(connection: object) -> None:
     """No transaction leaves anything behind in its session, so there is nothing to reset, and no need to ask."""
 
@@ -312,15 +323,9 @@ async def connect(url: str, settings: DatabaseSettings, program: str) -> AsyncIt
             max_size=settings.connections,
             timeout=settings.connect_timeout_s,
             command_timeout=settings.statement_timeout_s + 5,
-            statement_cache_size=settings.statement_cache_size,
+            statement_cache_size=0 if settings.through_proxy else _STATEMENTS,
             reset=_keep_session,
-            server_settings={
-                "application_name": f"tidegate-{program}",
-                "statement_timeout": str(int(settings.statement_timeout_s * 1000)),
-                "idle_in_transaction_session_timeout": str(int(settings.idle_transaction_timeout_s * 1000)),
-                "timezone": "UTC",
-                "jit": "off",
-            },
+            server_settings={"application_name": f"tidegate-{program}", **_session_settings(settings)},
         )
         await pool
     try:

@@ -58,10 +58,40 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     readers: tuple[Reader, ...] = ()
 
 
-class Entity(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Entity(msgspec.Struct, kw_only=True):
     """The base of a bubble's entities. Subclasses set `meta` and declare typed fields."""
 
     meta: ClassVar[Meta]
+
+
+AnEntity = typing.TypeVar("AnEntity", bound=Entity)
+
+
+def tolerant(cls: type[AnEntity]) -> type[AnEntity]:
+    """The entity as events of other releases are read: a field that may be None may also be missing.
+
+    A subclass with the same fields in the same order; the class itself where that changes nothing.
+    """
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = msgspec.structs.fields(cls)
+    if not any(each.required and _is_nullable(hints[each.name]) for each in fields):
+        return cls
+    stated = [(each.name, hints[each.name], _missing(each, hints[each.name])) for each in fields]
+    made = msgspec.defstruct(cls.__name__, stated, bases=(cls,), kw_only=True, module=cls.__module__)
+    return typing.cast("type[AnEntity]", made)
+
+
+def _missing(field: msgspec.structs.FieldInfo, hint: Any) -> Any:
+    """What stands for a field that is missing."""
+    if field.default_factory is not msgspec.NODEFAULT:
+        return msgspec.field(default_factory=field.default_factory, name=field.encode_name)
+    if field.required and not _is_nullable(hint):
+        return msgspec.field(name=field.encode_name)
+    return msgspec.field(default=None if field.required else field.default, name=field.encode_name)
+
+
+def _is_nullable(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
 
 
 class Kind(StrEnum):

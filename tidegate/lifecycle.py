@@ -13,6 +13,7 @@ our own errors, logged in one line each, or the budget here was spent; 70 (EX_SO
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -87,6 +88,17 @@ async def never_ends(name: str, work: Callable[[], Awaitable[None]]) -> None:
     """Run a background task that should run until it is cancelled. Raises Fatal when it returns."""
     await work()
     raise Fatal(f"background task {name!r} ended")
+
+
+def settle_memory() -> None:
+    """Let the garbage collector leave alone what lives as long as the process. Call it once that is loaded.
+
+    And let it look at young objects less often than after every 700. Every page brings thousands of them, which die with
+    it and hold no cycles: looking at them took an eighth of a worker's time. Cycles are still collected.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _report(error: Exception) -> int:

@@ -10,12 +10,14 @@ a bubble's migrations: alembic does not see its text change, so `tidegate.migrat
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.types import TypeEngine
 
+from tidegate.columns import COMPLETENESS
 from tidegate.entity import EntityShape, Field, Kind
 
 SCHEMA = "tidegate"
@@ -27,9 +29,6 @@ VERSION_COLUMNS = ("_generation", "_source_version", "_epoch", "_read", "_transl
 
 TOMBSTONE_INDEX = "_gone"
 """What the name of an index that is not the bubble's ends in."""
-
-COMPLETENESS = "_complete"
-"""What the name of the CHECK ends in that holds live rows to the entity's rules."""
 
 
 def column_type(field: Field) -> TypeEngine[Any]:
@@ -63,6 +62,21 @@ def entity_table(shape: EntityShape, metadata: sa.MetaData) -> sa.Table:
         sa.Column("_projected_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
     ]
     return sa.Table(shape.table, metadata, *content, *own, *_reader_indexes(shape))
+
+
+def fingerprint(shapes: Iterable[EntityShape]) -> str:
+    """A short name of the schema that a release was written for: its entities' tables and tidegate's own.
+
+    Workers bear it in their sessions' name, so that a migration can tell those of the previous release from its own.
+    """
+    whole = [table for metadata in (entity_metadata(shapes), operational) for table in metadata.sorted_tables]
+    parts = sorted(
+        f"{table.key} {[(column.name, str(column.type)) for column in table.columns]} "
+        f"{sorted(str(getattr(each, 'name', '')) for each in (*table.constraints, *table.indexes))}"
+        for table in whole
+    )
+    parts += sorted(f"{shape.table} {sorted(required(shape))}" for shape in shapes)
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=4).hexdigest()
 
 
 def required(shape: EntityShape) -> frozenset[str]:

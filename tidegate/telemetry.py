@@ -29,7 +29,7 @@ EVENT_LOOP_LAG = Gauge(
 # ---------------------------------------------------------------- leases
 LEASE_CREATED = "lease_created"  # lease=…: a shard or partition seen for the first time
 LEASE_TAKEN = "lease_taken"  # lease=…, counter=…, previous_owner=…: it was free or its owner was gone
-LEASE_ASKED = "lease_asked"  # lease=…, owner=…: its live owner has at least two more than we; it works on meanwhile
+LEASE_ASKED = "lease_asked"  # lease=…, owner=…: its live owner has more than its share, we less; it works on meanwhile
 LEASE_WANTED = "lease_wanted"  # lease=…, by=…: we are asked to hand it over; its task finishes what it has in hand
 LEASE_PUSHED = "lease_pushed"  # lease=…, to=…: we stop, and gave it to a live process, which begins within a second
 LEASE_RECEIVED = "lease_received"  # lease=…, counter=…: a process that stops gave it to us, work begins at once

@@ -4,6 +4,7 @@ health server
 ├── coordinator: takes leases, and runs one consumer for each
 │   └── consumer: reader (Kinesis, polled or pushed) → sink (Aurora PostgreSQL, the outbox in it)
 ├── dispatch: outbox → destinations (webhooks)
+├── watch: says on /readyz whether the database takes writes
 └── housekeeping: deletes old tombstones and resolved dead letters
 """
 
@@ -35,6 +36,7 @@ from tidegate.leases import (
     planner,
 )
 from tidegate.settings import AwsSettings, read
+from tidegate.tables import fingerprint
 from worker import dead_letter, webhook
 from worker.aurora import AuroraSink
 from worker.consumer import Consumer
@@ -53,6 +55,7 @@ from worker.routes import Routes
 from worker.settings import WorkerSettings
 from worker.shards import Shard, finished, foreign_leases, other_streams, wanted_leases
 from worker.stream import KinesisStream
+from worker.watch import DatabaseWatch
 
 log = telemetry.get_logger(__name__)
 
@@ -71,7 +74,7 @@ async def run(stop: asyncio.Event) -> None:
     readiness = health.Readiness("leases", "stream", "database")
     async with (
         health.serving(settings.health, readiness, service=settings.name) as port,
-        connect(settings.database_url.reveal(), settings.database, "worker") as database,
+        connect(settings.database_url.reveal(), settings.database, f"worker {fingerprint(loaded.shapes)}") as database,
         aws.client("kinesis", _connections(settings)) as kinesis,
         aws.client("dynamodb", settings.aws) as dynamodb,
         webhook.connect(loaded.destinations, os.environ) as destinations,
@@ -95,7 +98,10 @@ async def run(stop: asyncio.Event) -> None:
         discovery = Discovery(stream, sink, origins, _FIRST[settings.start_position])
         housekeeping = Housekeeping(database, loaded.shapes, settings.retention, stream.retention_hours)
         lifecycle.settle_memory()
-        async with dispatch.delivering(stop), housekeeping.keeping(stop):
+        watch = DatabaseWatch(
+            database, settings.watch, partial(readiness.yes, "database"), partial(readiness.no, "database")
+        )
+        async with watch.watching(), dispatch.delivering(stop), housekeeping.keeping(stop):
             await _coordinator(settings, loaded, made[-1], sink, store, discovery).run(stop)
 
 

@@ -223,12 +223,14 @@ class _Projection:
         taken: list[Change] = []
         written: list[_Written] = []
         start, size = 0, len(changes)
+        columns = prepared.rows(changes)
         await self._connection.execute(statements.SAVEPOINT)
         while some := changes[start : start + size]:
+            arguments = [column[start : start + size] for column in columns]
             try:
                 # Translated here, so that only the savepoint is rolled back.
                 with database_errors("write rows"):
-                    written += await self._fetch(prepared, [some])
+                    written += _pairs(await self._connection.fetch(prepared.upsert, *arguments))
             except Rejected as error:
                 await self._connection.execute(statements.BACK_TO_SAVEPOINT)
                 if len(some) == 1:
@@ -239,6 +241,7 @@ class _Projection:
                 await self._connection.execute(statements.NEXT_SAVEPOINT)
                 taken += some
                 start, size = start + len(some), size * _GROW
+        await self._connection.execute(statements.NO_SAVEPOINT)
         return taken, written
 
     def _refuse(self, change: Change, error: Rejected) -> None:
@@ -285,11 +288,15 @@ class _Projection:
         else:
             # Sent in one go, done one after the other.
             rows = await self._connection.fetchmany(prepared.upsert, [prepared.rows(layer) for layer in layers])
-        return [(key, event_id) for key, event_id in rows]
+        return _pairs(rows)
 
     def _count(self, *, applied: int = 0, unchanged: int = 0, stale: int = 0, coalesced: int = 0) -> None:
         more = WriteResult(applied, unchanged, stale, coalesced)
         self._result = WriteResult(*(one + other for one, other in zip(self._result, more, strict=True)))
+
+
+def _pairs(rows: Iterable[Sequence[Any]]) -> list[_Written]:
+    return [(key, event_id) for key, event_id in rows]
 
 
 def _not_written(changes: Sequence[Change], written: Counter[Any]) -> list[Change]:

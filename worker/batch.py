@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from msgspec import Struct
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from tidegate.codec import TypedChange
 from tidegate.entity import Kind
@@ -29,6 +29,7 @@ __all__ = [
     "Batch",
     "BatchBuilder",
     "BatchLimits",
+    "BatchSize",
     "Change",
     "Coalesced",
     "DeadLetter",
@@ -119,11 +120,38 @@ class Batch(Struct, frozen=True, kw_only=True):
         """Changes and rejected records: what a WriteResult sums to. Watermarks change no row and are not counted."""
         return len(self.changes) + len(self.dead)
 
+    @property
+    def size(self) -> int:
+        """Records."""
+        return self.delivered + len(self.marks)
+
 
 class BatchLimits(Struct, frozen=True, kw_only=True):
     max_records: int
     max_bytes: int
     max_age_s: float
+
+
+class BatchSize:
+    """How many records the next batch may hold: as many as one commit takes in the time that it should take.
+
+    Many at once are written faster, and few are visible sooner, hold their locks for less long, and are less to repeat.
+    So a batch grows while full ones are committed quickly, and shrinks when one takes too long. At the tip nobody waits
+    for a batch to fill, so there its size is what has come.
+    """
+
+    def __init__(self, least: int, most: int, target_s: float) -> None:
+        self._least = min(least, most)
+        self._most = most
+        self._target_s = target_s
+        self.records = self._least
+
+    def note(self, records: int, took_s: float) -> None:
+        """A batch of so many records was committed."""
+        if took_s > self._target_s:
+            self.records = max(self._least, min(records, self.records) // 2)
+        elif records >= self.records and took_s <= self._target_s / 2:
+            self.records = min(self._most, self.records * 2)
 
 
 class BatchBuilder:
@@ -168,6 +196,10 @@ class BatchBuilder:
             return part, sum(sizes)
         count = bisect_left(list(accumulate(sizes)), room_bytes) + 1
         return part[:count], sum(sizes[:count])
+
+    def limit(self, max_records: int) -> None:
+        """So many close a batch, from now on."""
+        self._limits = replace(self._limits, max_records=max_records)
 
     @property
     def is_empty(self) -> bool:

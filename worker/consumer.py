@@ -21,7 +21,7 @@ from tidegate import telemetry
 from tidegate.errors import Superseded, Transient
 from tidegate.leases import Checkpoint, Hold, Lease, at
 from tidegate.letter import LetterKind
-from worker.batch import Batch, BatchBuilder, BatchLimits, DeadLetter, Position
+from worker.batch import Batch, BatchBuilder, BatchLimits, BatchSize, DeadLetter, Position
 from worker.dead_letter import Breaker
 from worker.decode import Decoder
 from worker.ports import Delivery, RecordReader, Room, ShardState, Sink
@@ -69,10 +69,12 @@ class _Life:
         self._shared = shared
         self._hold = hold
         self._sink = shared.sink
+        batch = shared.batch
+        self._size = BatchSize(batch.least_records, batch.max_records, batch.target_ms / 1000)
         limits = BatchLimits(
-            max_records=shared.batch.max_records,
-            max_bytes=shared.batch.max_bytes,
-            max_age_s=shared.batch.max_age_ms / 1000,
+            max_records=self._size.records,
+            max_bytes=batch.max_bytes,
+            max_age_s=batch.max_age_ms / 1000,
         )
         self._builder = BatchBuilder(hold.key, limits)
         self._reached = Position(0, 0)
@@ -201,7 +203,7 @@ class _Life:
             # Judged before anything is filed: what a wrong release rejects must still be unread for the right one.
             undecoded = sum(letter.stage == "decode" for letter in batch.dead)
             self._shared.breaker.note(batch.delivered, undecoded, _now_s())
-            telemetry.BATCH_RECORDS.observe(len(batch.changes) + len(batch.marks) + len(batch.dead))
+            telemetry.BATCH_RECORDS.observe(batch.size)
             with telemetry.BATCH_SECONDS.time():
                 await self._persist(lambda: self._write(batch), "write")
             self._advance(batch.last)
@@ -209,7 +211,11 @@ class _Life:
             self._rooms.pop().release()
 
     async def _write(self, batch: Batch) -> None:
+        began_s = _now_s()
         result = await self._sink.write(batch, self._hold.counter)
+        # The try that worked: how long the database was away says nothing about the size.
+        self._size.note(batch.size, _now_s() - began_s)
+        self._builder.limit(self._size.records)
         for outcome, count in result._asdict().items():
             telemetry.RECORDS_WRITTEN.labels(outcome).inc(count)
         if result.rejected:
@@ -226,7 +232,7 @@ class _Life:
 
     async def _end(self, known: Sequence[Shard]) -> None:
         """The shard is read to its end: hand its watermarks and its keys over to its children, `known` or not."""
-        children = known or children_of(self._hold.key, await self._shared.reader.list_shards())
+        children = known or await self._listed_children()
         leased = {lease.key for lease in await self._shared.list_leases()}
         if unleased := unleased_parents(children, leased):
             listed = {shard.id for shard in await self._shared.reader.list_shards()}
@@ -236,6 +242,13 @@ class _Life:
         await self._persist(lambda: self._sink.end(self._hold.key, self._hold.counter, child_ids), "end")
         await self._hold.end([lease_of(child) for child in children])
         log.info(telemetry.SHARD_ENDED, shard=self._hold.key, children=child_ids)
+
+    async def _listed_children(self) -> list[Shard]:
+        """Raises Transient while the stream lists the shard as open: such an end, without children, was none."""
+        shards = await self._shared.reader.list_shards()
+        if any(shard.id == self._hold.key and not shard.is_closed for shard in shards):
+            raise Transient(f"reading shard {self._hold.key} came to an end, but the stream lists it as open")
+        return children_of(self._hold.key, shards)
 
     async def _persist(self, step: Callable[[], Awaitable[Result]], doing: str) -> Result:
         """Try until it works: the database may be away for long. Ends with the lease, or when asked to stop."""

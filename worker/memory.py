@@ -69,17 +69,20 @@ class ReadMemory:
     def _give(self) -> None:
         """Admit in order. One that holds room already is passed over; one that holds none is waited for."""
         for asking in tuple(self._waiting):
-            if self._fits(asking):
+            if self.has_room(asking.need_bytes, beside_bytes=asking.share.held_bytes):
                 self._waiting.remove(asking)
                 asking.admitted.set()
                 self.move(asking.need_bytes)
             elif not asking.share.held_bytes:
                 return
 
-    def _fits(self, asking: _Asking) -> bool:
-        # Who asks was held to the bound, so that it fits at the latest when nothing is held.
-        spare_bytes = min(PAGE_BYTES, self.limit_bytes // 2) if asking.share.held_bytes else 0
-        return self._used_bytes + asking.need_bytes + spare_bytes <= self.limit_bytes
+    def has_room(self, more_bytes: int, *, beside_bytes: int) -> bool:
+        """Whether so much more fits for a shard that holds `beside_bytes` already.
+
+        Who asks is held to the bound, so that it fits at the latest when nothing is held.
+        """
+        spare_bytes = min(PAGE_BYTES, self.limit_bytes // 2) if beside_bytes else 0
+        return self._used_bytes + more_bytes + spare_bytes <= self.limit_bytes
 
 
 class Share:
@@ -105,7 +108,8 @@ class Share:
         if room not in self._rooms:
             return True
         more_bytes = min(size_bytes, self._memory.limit_bytes) - room.size_bytes
-        if more_bytes > self._memory.limit_bytes - self._memory.used_bytes:
+        beside_bytes = self.held_bytes - room.size_bytes
+        if more_bytes > 0 and not self._memory.has_room(more_bytes, beside_bytes=beside_bytes):
             return False
         room.size_bytes += more_bytes
         if not room.size_bytes:

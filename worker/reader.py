@@ -111,17 +111,19 @@ class _Polling:
         raise failed
 
     async def _try_page(self) -> tuple[RecordsPage, Room]:
+        if self._reading.must_begin_anew(self._wall_s()):
+            self._iterator = None
         while True:
             if self._iterator is None:
                 self._iterator = await self._new_iterator()
             await asyncio.sleep(self._pace.delay_s(_now_s()))
             room = await self._share.take(self._expected_bytes)
             try:
-                page, size_bytes = await self._call(self._iterator)
+                page = await self._call(self._iterator)
             except BaseException:
                 room.release()
                 raise
-            if room.fit(size_bytes):
+            if room.fit(page.size_bytes):
                 break
             # The iterator still stands before this page, and the next try asks for as much.
             room.release()
@@ -129,15 +131,13 @@ class _Polling:
         self._iterator = page.next_iterator
         return page, room
 
-    async def _call(self, iterator: str) -> tuple[RecordsPage, int]:
-        """One page, and the bytes of its payload."""
+    async def _call(self, iterator: str) -> RecordsPage:
         self._pace.note_call(_now_s())
         page = await aws.get_records(self._client, iterator, self._settings.limit_records, self._stream.arn)
-        size_bytes = sum(map(len, [record.data for record in page.records]))
-        self._pace.note_bytes(size_bytes, _now_s())
+        self._pace.note_bytes(page.size_bytes, _now_s())
         # Pages of one shard are alike; half as much again is rarely passed.
-        self._expected_bytes = min(PAGE_BYTES, max(_EXPECTED_BYTES, size_bytes * 3 // 2))
-        return page, size_bytes
+        self._expected_bytes = min(PAGE_BYTES, max(_EXPECTED_BYTES, page.size_bytes * 3 // 2))
+        return page
 
     async def _new_iterator(self) -> str:
         shard_id = self._reading.shard_id

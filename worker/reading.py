@@ -57,6 +57,8 @@ class Reading:
         self._start = start
         self._times = times
         self._last = Position(int(start.position), start.sub_sequence) if start.is_number else None
+        # Where reading began anew last.
+        self._began: Position | None = None
         self._joined = not start.is_number
         self._complete_s: float | None = None
 
@@ -67,6 +69,7 @@ class Reading:
 
     def place(self) -> Place:
         """Where to go on."""
+        self._began = self._last
         if self._last is not None:
             return Place("AT_SEQUENCE_NUMBER", sequence=str(self._last.sequence))
         if self._start == LATEST:
@@ -88,6 +91,13 @@ class Reading:
         if may_be_lost and self._last is not None:
             self._joined = False
         return may_be_lost
+
+    def must_begin_anew(self, now_s: float) -> bool:
+        """Whether an iterator may pass over records, though it is still good: so far behind, the next may be trimmed.
+
+        Only once something came since reading last began, so that a page with room for one record brings it forward.
+        """
+        return self._last != self._began and self.lost_touch(now_s)
 
     def deliver(self, page: RecordsPage, hash_range: HashRange | None) -> Delivery:
         """A page as a delivery: aggregates taken apart, what was delivered before dropped, a gap noticed."""

@@ -49,7 +49,16 @@ class ReadSettings(Struct, frozen=True, kw_only=True):
 class BatchSettings(Struct, frozen=True, kw_only=True):
     """When a batch closes: at the first of these, or at once at the tip of the shard."""
 
-    max_records: Annotated[int, Meta(ge=1, le=100_000, description="one transaction")] = 2_000
+    least_records: Annotated[
+        int, Meta(ge=1, description="the first batch of a shard; it doubles while full ones are committed quickly")
+    ] = 250
+    max_records: Annotated[int, Meta(ge=1, le=100_000, description="one transaction, when the database is quick")] = (
+        2_000
+    )
+    target_ms: Annotated[
+        int,
+        Meta(ge=1, description="a commit that takes longer halves the batch, a full one within half of it doubles it"),
+    ] = 250
     max_bytes: Annotated[int, Meta(ge=1, description="payload of one transaction")] = 4 * 1024 * 1024
     max_age_ms: Annotated[int, Meta(ge=0, description="a batch that is not full waits this long for more")] = 100
 
@@ -68,6 +77,15 @@ class ConsumerSettings(Struct, frozen=True, kw_only=True):
     retry_max_ms: Annotated[int, Meta(ge=1, description="the most a wait for the database becomes (full jitter)")] = (
         2_000
     )
+
+
+class WatchSettings(Struct, frozen=True, kw_only=True):
+    """How /readyz learns that the database went away, and that it is back."""
+
+    interval_s: Annotated[
+        float, Meta(gt=0, description="between two looks; a worker that committed meanwhile need not ask")
+    ] = 2.0
+    timeout_s: Annotated[float, Meta(gt=0, description="the longest that the answer may take")] = 5.0
 
 
 class OutboxSettings(Struct, frozen=True, kw_only=True):
@@ -154,6 +172,7 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     batch: BatchSettings = BatchSettings()
     reject: RejectSettings = RejectSettings()
     consumer: ConsumerSettings = ConsumerSettings()
+    watch: WatchSettings = WatchSettings()
     outbox: OutboxSettings = OutboxSettings()
     retention: RetentionSettings = RetentionSettings()
     leases: LeaseSettings = LeaseSettings()

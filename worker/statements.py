@@ -7,13 +7,14 @@ version with the new one as a row of five numbers. Content that is the same move
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from tidegate.entity import EntityShape, Kind
-from tidegate.event import Operation, Version
+from tidegate.event import EntityKey, Operation, Version
 from tidegate.tables import VERSION_COLUMNS
 from worker.batch import Change
+from worker.routes import Routes, effect_id, lane
 
 _TYPES = {
     Kind.TEXT: "text",
@@ -31,7 +32,7 @@ _OWN = {"_deleted": "boolean", "_event_id": "text", "_occurred_at": "timestamptz
 class EntityStatements:
     """`upsert` answers the rows that it wrote: their key, and the event whose content they now hold.
 
-    `same` counts the rows that stand at exactly the given versions: what a replay finds done already.
+    `same` answers the keys that stand at exactly the given versions: what a replay finds done already.
     """
 
     def __init__(self, shape: EntityShape) -> None:
@@ -93,7 +94,7 @@ def _same(shape: EntityShape) -> str:
     arrays = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(types, 1))
     # Names come from checked entity classes, values travel as arguments.
     return (
-        f'SELECT count(*) FROM "{shape.table}" AS stored\n'
+        f'SELECT stored."{shape.key.name}" FROM "{shape.table}" AS stored\n'
         f"JOIN unnest({arrays}) AS given ({_list(names)}) ON {_row('stored', names)} = {_row('given', names)}"
     )
 
@@ -103,8 +104,8 @@ def version_text(version: Version) -> str:
     return "{" + ",".join(map(str, version)) + "}"
 
 
-def resolving(changes: Sequence[Change]) -> list[list[Any]]:
-    """The arguments of RESOLVE after the stream."""
+def resolving(changes: Sequence[Change], stale: Set[EntityKey]) -> list[list[Any]]:
+    """The arguments of RESOLVE after the stream; of the keys in `stale` the table holds newer versions."""
     events = [change.event for change in changes]
     return [
         [event.key.entity for event in events],
@@ -113,6 +114,20 @@ def resolving(changes: Sequence[Change]) -> list[list[Any]]:
         [event.observed_at for event in events],
         [change.position.sequence for change in changes],
         [change.position.sub for change in changes],
+        [event.key not in stale for event in events],
+    ]
+
+
+def queueing(changes: Sequence[Change], routes: Routes) -> list[list[Any]]:
+    """The arguments of QUEUE, in the order of the changes."""
+    told = [(name, change) for change in changes for name in routes.of(change.event)]
+    return [
+        [name for name, _ in told],
+        [effect_id(change.event.event_id) for _, change in told],
+        [lane(change.event.key) for _, change in told],
+        [change.event.key.entity for _, change in told],
+        [change.event.key.key for _, change in told],
+        [change.data for _, change in told],
     ]
 
 
@@ -122,6 +137,14 @@ def _list(names: Sequence[str]) -> str:
 
 def _row(table: str, names: Sequence[str]) -> str:
     return "ROW(" + ", ".join(f'{table}."{name}"' for name in names) + ")"
+
+
+# One savepoint at a time: a transaction within thousands of others would be slow.
+
+SAVEPOINT = "SAVEPOINT rows"
+NEXT_SAVEPOINT = "RELEASE SAVEPOINT rows; SAVEPOINT rows"
+BACK_TO_SAVEPOINT = "ROLLBACK TO SAVEPOINT rows"
+NO_SAVEPOINT = "RELEASE SAVEPOINT rows"
 
 
 # The operational tables. $1 is the stream, $2 the shard.
@@ -204,32 +227,148 @@ DELETE FROM tidegate.shard WHERE stream = $1 AND shard_id = $2
 """
 
 FILE = """
+WITH given AS (
+    SELECT given.*, coalesce(edited.identity, given.identity) AS own
+    FROM unnest($3::numeric[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
+                $11::text[], $12::bytea[], $13::text[], $14::timestamptz[], $15::text[], $16::text[], $17::text[])
+         AS given (sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id, payload,
+                   version, observed_at, kind, identity, fingerprint)
+    LEFT JOIN tidegate.dead_letter AS edited ON edited.stream = $1 AND edited.edited_identity = given.identity
+    WHERE NOT EXISTS (
+        SELECT FROM tidegate.erasure WHERE erasure.entity = given.entity AND erasure.undone_at IS NULL
+        AND erasure.key_hash = sha256(convert_to(given.key, 'UTF8'))))
 INSERT INTO tidegate.dead_letter AS stored
     (stream, shard_id, sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id, payload,
-     version, observed_at)
-SELECT $1, $2, sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id, payload,
-       version::bigint[], observed_at
-FROM unnest($3::numeric[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
-            $11::text[], $12::bytea[], $13::text[], $14::timestamptz[])
-     AS given (sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id, payload,
-               version, observed_at)
-ON CONFLICT (stream, shard_id, sequence_number, sub_sequence) DO UPDATE
-SET attempts = stored.attempts + 1, last_seen_at = now(), stage = excluded.stage, reason = excluded.reason,
-    message = excluded.message
+     version, observed_at, kind, identity, fingerprint, attempts)
+SELECT DISTINCT ON (own) $1, $2, sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id,
+       payload, version::bigint[], observed_at, kind, own, fingerprint, count(*) OVER (PARTITION BY own)
+FROM given ORDER BY own, sequence_number DESC, sub_sequence DESC
+ON CONFLICT (stream, identity) DO UPDATE
+SET attempts = stored.attempts + excluded.attempts, last_seen_at = now(), stage = excluded.stage,
+    reason = excluded.reason, message = excluded.message, fingerprint = excluded.fingerprint,
+    observed_at = greatest(stored.observed_at, excluded.observed_at),
+    (shard_id, sequence_number, sub_sequence) = (
+        SELECT p.* FROM (VALUES (stored.shard_id, stored.sequence_number, stored.sub_sequence),
+                                (excluded.shard_id, excluded.sequence_number, excluded.sub_sequence))
+                        AS p (shard_id, sequence_number, sub_sequence)
+        ORDER BY p.sequence_number DESC, p.sub_sequence DESC LIMIT 1),
+    (resolved_at, resolution, resolved_by, version, edited_payload, edited_identity, edited_at, edited_by) = (
+        SELECT stored.resolved_at, stored.resolution, stored.resolved_by, stored.version,
+               stored.edited_payload, stored.edited_identity, stored.edited_at, stored.edited_by
+        WHERE (stored.version IS NOT NULL AND stored.kind = 'event')
+           OR (excluded.sequence_number, excluded.sub_sequence) <= (stored.sequence_number, stored.sub_sequence)
+           OR excluded.observed_at <= stored.observed_at OR excluded.kind <> stored.kind)
 """
-"""A letter that was resolved stays so: what is filed once more was replaced before, or judged by a person."""
+"""A letter is one however often it is filed; `own` leads what was edited and replayed back to what it was made of (both,
+if a person made one thing of two letters).
+
+What was resolved stays so when a version is filed once more: it was replaced before, or judged by a person. A raw row
+has no version: when a later answer of the back office shows it, it is open again and what was made of it is void, for
+between the two the row may have had another content. What a person made of it is an event, and tells nothing new.
+"""
 
 RESOLVE = """
-UPDATE tidegate.dead_letter AS letter SET resolved_at = now()
-FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::numeric[], $7::bigint[])
-     AS given (entity, key, version, observed_at, sequence_number, sub_sequence)
+UPDATE tidegate.dead_letter AS letter
+SET resolved_at = now(),
+    resolution = CASE WHEN given.is_there AND letter.version = given.version::bigint[] THEN 'written'
+                      ELSE 'superseded' END
+FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::numeric[], $7::bigint[], $8::boolean[])
+     AS given (entity, key, version, observed_at, sequence_number, sub_sequence, is_there)
 WHERE letter.resolved_at IS NULL AND letter.entity = given.entity AND letter.key = given.key
 AND CASE WHEN letter.version IS NOT NULL THEN letter.version <= given.version::bigint[]
          ELSE letter.stream = $1 AND letter.observed_at <= given.observed_at
               AND (letter.sequence_number, letter.sub_sequence) < (given.sequence_number, given.sub_sequence) END
 """
-"""A row that was written closes the letters of its key that are not newer.
+"""A row that was written closes the letters of its key that are not newer; so does one that is newer already.
 
 A row that the poller could not translate has no version. It is older than a change that was read no earlier (which a
 belated poller's was) and stands later in the stream (which a replayed one does not).
+"""
+
+
+# The outbox. $1 is the destination where there is one.
+
+QUEUE = """
+INSERT INTO tidegate.outbox (destination, event_id, lane, entity, key, payload)
+SELECT destination, event_id, lane, entity, key, payload
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bytea[]) WITH ORDINALITY
+     AS given (destination, event_id, lane, entity, key, payload, place)
+ORDER BY place
+ON CONFLICT (destination, event_id) DO NOTHING
+RETURNING destination
+"""
+"""Written by who holds the locks of the changed rows, so within a lane the ids rise as the versions do."""
+
+CLAIM = """
+WITH head AS MATERIALIZED (
+    SELECT id FROM tidegate.outbox AS mine
+    WHERE destination = $1 AND state = 'waiting' AND due_at <= now()
+      AND NOT EXISTS (SELECT FROM tidegate.outbox AS earlier
+                      WHERE earlier.destination = $1 AND earlier.lane = mine.lane AND earlier.state = 'waiting'
+                        AND earlier.id < mine.id)
+    ORDER BY due_at LIMIT $2
+    FOR NO KEY UPDATE SKIP LOCKED)
+UPDATE tidegate.outbox AS claimed
+SET attempts = attempts + 1, due_at = now() + $3 * interval '1 second', tried_since = coalesce(tried_since, now())
+FROM head WHERE claimed.id = head.id
+RETURNING claimed.id, claimed.event_id, claimed.attempts, claimed.payload
+"""
+"""$2 how many, $3 for how many seconds. Only the oldest waiting change of a lane can be claimed, and one claim at a time.
+
+A claim that is not answered in time, because its worker is gone, ends by itself. Only the database's clock counts.
+"""
+
+_NEXT = """
+, following AS (
+    UPDATE tidegate.outbox SET due_at = now()
+    WHERE due_at > now() AND id = (
+        SELECT later.id FROM tidegate.outbox AS later JOIN answered USING (destination, lane)
+        WHERE answered.state <> 'waiting' AND later.state = 'waiting' AND later.id > answered.id
+        ORDER BY later.id LIMIT 1))
+"""
+"""The next one of the lane is due now, should it have been put aside."""
+
+SENT = f"""
+WITH answered AS (
+    UPDATE tidegate.outbox SET state = 'sent', answered_at = now(), reason = NULL, message = NULL
+    WHERE id = $1 AND attempts = $2 AND state = 'waiting'
+    RETURNING id, destination, lane, state)
+{_NEXT}
+SELECT state FROM answered
+"""
+"""$1 id, $2 the claim. Nothing when the claim ended meanwhile: somebody else sends the change once more."""
+
+FAILED = f"""
+WITH answered AS (
+    UPDATE tidegate.outbox
+    SET reason = $3, message = $4, answered_at = now(), due_at = now() + $5 * interval '1 second',
+        state = CASE WHEN $6 OR tried_since <= now() - $7 * interval '1 second' THEN 'dead' ELSE 'waiting' END
+    WHERE id = $1 AND attempts = $2 AND state = 'waiting'
+    RETURNING id, destination, lane, state)
+{_NEXT}
+, blocked AS (
+    UPDATE tidegate.outbox AS later SET due_at = now() + interval '1 hour'
+    FROM answered
+    WHERE answered.state = 'waiting' AND later.destination = answered.destination AND later.lane = answered.lane
+      AND later.state = 'waiting' AND later.id > answered.id AND later.due_at <= now())
+SELECT state FROM answered
+"""
+"""$1 id, $2 the claim, $3 reason, $4 message, $5 wait in seconds, $6 refused for good, $7 how long it may be tried.
+
+What stands behind a change that failed is put aside, or every claim would have to look at it. It comes back when the
+change is done; or after an hour, should somebody have taken the change away by hand.
+"""
+
+SWEEP = """
+DELETE FROM tidegate.outbox WHERE id IN (
+    SELECT id FROM tidegate.outbox
+    WHERE state IN ('sent', 'discarded') AND answered_at < now() - $1 * interval '1 second'
+    ORDER BY answered_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+"""
+"""$1 kept for seconds, $2 rows. Locks nothing that the projection or a claim wants."""
+
+LOOK = """
+SELECT coalesce((SELECT extract(epoch FROM now() - queued_at) FROM tidegate.outbox
+                 WHERE destination = $1 AND state = 'waiting' ORDER BY id LIMIT 1), 0)::double precision AS age_s,
+       (SELECT count(*) FROM tidegate.outbox WHERE destination = $1 AND state = 'dead') AS dead
 """

@@ -32,8 +32,8 @@ from tidegate.event import Cause, ChangeEvent
 KILLS = 10 if IS_LONG else 2
 CUTS = 4 if IS_LONG else 2
 KEYS = [f"G{number:02}" for number in range(20)]
-SHARDS = 2
-LOAD = Load(rate=2_000)
+SHARDS = 4
+LOAD = Load(rate=1_600, batch=100, changing=40)
 
 
 @dataclass
@@ -93,12 +93,13 @@ class World:
         await self.until_it_goes_on()
 
     async def cut_connections(self) -> None:
-        """Sometimes on the way, sometimes by the server."""
-        if self.dice.random() < 0.5:
-            self.wire.cut()
-        else:
-            text = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tidegate-worker'"
-            self.terminated += len(await query(self.stack, text))
+        """On the way, at a moment that is as good as any."""
+        self.wire.cut()
+        await asyncio.sleep(self.dice.uniform(0, 0.5))
+
+    async def terminate_backends(self) -> None:
+        text = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ^@ 'tidegate-worker'"
+        self.terminated += len(await query(self.stack, text))
         await asyncio.sleep(self.dice.uniform(0, 0.5))
 
     async def until_it_goes_on(self) -> None:
@@ -152,13 +153,14 @@ def settings(receiver: Receiver, dsn: str) -> dict[str, Any]:
 
 async def do_harm(world: World) -> None:
     for _ in range(KILLS):
-        for _ in range(world.dice.randrange(CUTS + 1)):
-            await world.cut_connections()
+        for _ in range(CUTS):
+            await world.dice.choice([world.cut_connections, world.terminate_backends])()
         await world.kill_the_database()
-    for _ in range(CUTS):
-        world.wire.cut()
-        await world.cut_connections()
+    for move in [world.cut_connections, world.terminate_backends] * CUTS:
+        await move()
         await world.until_it_goes_on()
+    # It was chaos indeed.
+    assert min(world.wire.cuts, world.terminated) > 0
 
 
 async def positions(stack: Stack) -> dict[str, list[int]]:

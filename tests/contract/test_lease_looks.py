@@ -207,4 +207,5 @@ async def test_a_tombstone_of_kcl_is_an_ended_lease(dynamodb: Any, table: str) -
     await dynamodb.put_item(TableName=table, Item=ended)
     [lease] = (await DynamoLeaseStore(dynamodb, table).look()).leases
     assert lease.is_ended
-    assert (lease.checkpoint, lease.child_keys) == (SHARD_END, {"left", "right"})
+    assert lease.checkpoint == SHARD_END
+    assert lease.child_keys == {"left", "right"}

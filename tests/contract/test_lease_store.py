@@ -262,7 +262,7 @@ class PagedScan:
 
     async def scan(self, **request: Any) -> dict[str, Any]:
         self.calls += 1
-        reply: dict[str, Any] = await self._client.scan(**request, Limit=self._limit)
+        reply: dict[str, Any] = await self._client.scan(**{**request, "Limit": self._limit})
         return reply
 
 

@@ -310,13 +310,15 @@ async def test_a_host_that_dies_silently_is_given_up_and_its_locks_are_freed(
 async def test_a_transaction_leaves_nothing_in_its_session(server: Postgres, sql: Raw) -> None:
     """As a proxy wants it that lends a session for a transaction: no named statement, no setting, no advisory lock."""
     before = "SELECT name, setting FROM pg_settings WHERE source = 'session' AND name <> 'transaction_read_only'"
-    async with sinking(server.dsn, replace(QUICK, connections=1, statement_cache_size=0)) as (sink, database):
+    async with sinking(server.dsn, replace(QUICK, connections=1, through_proxy=True)) as (sink, database):
         async with database.transaction("look") as connection:
             settings = await rows(connection, before)
         assert await sink.write(batch(change("A", 1, gadget("A")), b"poison"), 1) == WriteResult(applied=1, rejected=1)
         await sink.end("shard-0", 1, ["shard-1"])
         async with database.transaction("look") as connection:
             assert await connection.fetch("SELECT * FROM pg_prepared_statements") == []
+            given = await rows(connection, "SELECT name FROM pg_settings WHERE source = 'client'")
+            assert {name for (name,) in given} <= {"application_name", "client_encoding"}
             assert (
                 await connection.fetch("SELECT * FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")
                 == []

@@ -222,12 +222,12 @@ async def test_a_field_that_becomes_required_stops_the_old_release_instead_of_fi
     await upgrade(dsn, old, tmp_path)
     migrate.generate(new, tmp_path, "a colour")
     async with working(dsn, old, "shard-0") as before:
-        assert (await plan(dsn, new, tmp_path)) == {"crates 0002": []} | {"rules crates": [Hazard.STOP_FIRST]}
+        assert (await plan(dsn, new, tmp_path)) == {"crates 0002": []} | {"live rows of crates": [Hazard.STOP_FIRST]}
         assert await upgrade(dsn, new, tmp_path, expand_only=True) == ["crates 0002"]
         assert await before.write("A", 1, weight=1, legacy=None) == WriteResult(applied=1)
         async with working(dsn, new, "shard-1") as after:
             assert await after.write("B", 1, weight=1, legacy=None, colour="red") == WriteResult(applied=1)
-        assert await upgrade(dsn, new, tmp_path, running=True) == ["rules crates"]
+        assert await upgrade(dsn, new, tmp_path, running=True) == ["live rows of crates"]
         with pytest.raises(Fatal, match=r"crates_complete.*run `tidegate migrate`"):
             await before.write("A", 2, weight=2, legacy=None)
         with pytest.raises(Fatal, match=r"crates\.colour must be given, and this release does not know it"):

@@ -70,7 +70,7 @@ async def test_changes_arrive_and_sigterm_hands_over_in_good_order(stack: Stack)
 
 async def test_a_kill_loses_nothing_and_repeats_nothing(stack: Stack) -> None:
     await stack.fresh_stream("killed", 2)
-    first = await stack.start_worker(TIDEGATE_CONSUMER_CHECKPOINT_INTERVAL_MS="60000", TIDEGATE_BATCH_MAX_RECORDS="50")
+    first = await stack.start_worker(TIDEGATE_BATCH_MAX_RECORDS="50")
     await stack.put(updates(100, range(1, 4)))
 
     async def begun() -> bool:
@@ -165,7 +165,7 @@ async def test_while_the_database_is_down_nothing_is_lost_and_nobody_dies(stack:
 
 async def test_a_database_set_back_is_caught_up_from_its_own_position(stack: Stack) -> None:
     await stack.fresh_stream("restored", 1)
-    worker = await stack.start_worker(TIDEGATE_CONSUMER_CHECKPOINT_INTERVAL_MS="0")
+    worker = await stack.start_worker()
     await stack.put(updates(30, range(1, 3)))
     await wait_for(lambda: all_at(stack, 30, 2))
     assert await worker.stop() == 0
@@ -178,7 +178,7 @@ async def test_a_database_set_back_is_caught_up_from_its_own_position(stack: Sta
 
 async def test_a_lease_table_made_anew_does_not_lock_the_worker_out(stack: Stack) -> None:
     await stack.fresh_stream("forgotten", 1)
-    worker = await stack.start_worker(TIDEGATE_CONSUMER_CHECKPOINT_INTERVAL_MS="0")
+    worker = await stack.start_worker()
     for version in range(1, 8):
         await stack.put(updates(3, range(version, version + 1)))
         await asyncio.sleep(0.25)

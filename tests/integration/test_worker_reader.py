@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 from local.kinesis.limits import ShardLimits
-from tests.contract.record_readers import SHARD, STREAM, metric, records, release, serving_kinesis, settings, texts
+from tests.contract.record_readers import (
+    HOUR_MS,
+    SHARD,
+    STREAM,
+    gaps,
+    metric,
+    records,
+    release,
+    serving_kinesis,
+    settings,
+    texts,
+)
 from tidegate.leases import TRIM_HORIZON
 from worker.memory import ReadMemory
 from worker.ports import Delivery
@@ -29,6 +40,36 @@ async def test_an_expired_iterator_is_counted_and_renewed(tmp_path: Path) -> Non
                 seen.append(await anext(deliveries))
         assert texts(seen) == ["a"]
         assert metric("tidegate_iterators_expired_total") == before + 1
+
+
+@pytest.mark.parametrize("retention_hours", [24, 48])
+async def test_who_is_so_far_behind_that_the_stream_trims_finds_a_gap(tmp_path: Path, retention_hours: int) -> None:
+    """The iterator is good all the time, and silently goes on behind what was trimmed."""
+    async with serving_kinesis(tmp_path, "polling") as kinesis:
+        if retention_hours > 24:
+            await kinesis.client.increase_stream_retention_period(
+                StreamName=STREAM, RetentionPeriodHours=retention_hours
+            )
+        [first] = await kinesis.put("first")
+        kinesis.clock.ahead_ms = 60_000
+        await kinesis.put("trimmed after a day")
+        kinesis.clock.ahead_ms = 600_000
+        await kinesis.put("third", "fourth")
+        kinesis.clock.ahead_ms = 24 * HOUR_MS - 120_000
+        seen: list[Delivery] = []
+        reader = await kinesis.reader(settings(limit_records=1))
+        async with asyncio.timeout(10), aclosing(reader.read(SHARD, TRIM_HORIZON)) as deliveries:
+            while not records(seen):
+                seen.append(await anext(deliveries))
+            kinesis.clock.ahead_ms += 240_000
+            while texts(seen)[-1] != "fourth":
+                seen.append(await anext(deliveries))
+        if retention_hours == 24:
+            assert texts(seen) == ["first", "third", "fourth"]
+            assert [str(first) in gap for gap in gaps(seen)] == [True]
+        else:
+            assert texts(seen) == ["first", "trimmed after a day", "third", "fourth"]
+            assert gaps(seen) == []
 
 
 async def test_while_behind_there_is_no_waiting_and_five_calls_a_second_at_most(tmp_path: Path) -> None:

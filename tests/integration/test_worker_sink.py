@@ -33,7 +33,7 @@ from tidegate.errors import Fatal, Superseded, Transient
 from tidegate.event import StreamEvent
 from worker import dead_letter
 from worker.aurora import AuroraSink
-from worker.batch import BatchBuilder, BatchLimits, DeadLetter, Position
+from worker.batch import BatchBuilder, BatchLimits, DeadLetter, Position, Record
 from worker.decode import Decoder
 from worker.ports import ShardState, WriteResult
 
@@ -63,6 +63,7 @@ async def sink(dsn: str, sql: Connection) -> AsyncIterator[AuroraSink]:
     async with connect(dsn, DatabaseSettings(), "test") as database:
         made = AuroraSink(database, "stream", SHAPES, dead_letter.file)
         await made.check()
+        await made.register(["shard-0"], [], [])
         await made.open("shard-0", 1)
         yield made
 
@@ -216,7 +217,7 @@ async def test_a_replay_of_older_positions_is_accepted_and_the_position_stays(si
     events = [change(f"G{n}", 1, gadget(f"G{n}")) for n in range(6)]
     await sink.write(batch(*events), 1)
     assert await sink.write(batch(*events[:3]), 2) == WriteResult(unchanged=3)
-    assert (await sink.open("shard-0", 2)).position == Position(6, 0)
+    assert await sink.open("shard-0", 2) == ShardState(Position(6, 0), 2)
 
 
 async def test_watermarks_move_forward_only(sink: AuroraSink, sql: Connection) -> None:
@@ -244,6 +245,7 @@ async def test_children_of_a_split_inherit_the_watermarks_once(sink: AuroraSink,
 
 
 async def test_the_child_of_a_merge_inherits_the_older_watermark(sink: AuroraSink, sql: Connection) -> None:
+    await sink.register(["shard-1"], [], [])
     await sink.open("shard-1", 1)
     older = NOW - timedelta(seconds=30)
     await sink.write(batch(watermark(NOW)), 1)
@@ -273,11 +275,13 @@ async def test_an_ended_shard_does_not_come_back_and_an_older_database_is_notice
 
 async def test_a_shard_that_ended_takes_no_more_batches(sink: AuroraSink) -> None:
     await sink.end("shard-0", 1, ["shard-1"])
+    assert await sink.open("shard-0", 2) is None
     with pytest.raises(Superseded):
         await sink.write(batch(change("A", 1, gadget("A"))), 1)
 
 
 async def test_two_writers_of_the_same_rows_do_not_deadlock(sink: AuroraSink, sql: Connection) -> None:
+    await sink.register(["shard-1"], [], [])
     await sink.open("shard-1", 1)
     keys = [f"G{n:03}" for n in range(300)]
 
@@ -311,6 +315,7 @@ async def test_a_database_that_goes_away_is_transient_and_comes_back() -> None:
         await create_tables(postgres.dsn)
         async with connect(postgres.dsn, DatabaseSettings(connect_timeout_s=1), "test") as database:
             sink = AuroraSink(database, "stream", SHAPES, dead_letter.file)
+            await sink.register(["shard-0"], [], [])
             await sink.open("shard-0", 1)
             whole = batch(change("A", 1, gadget("A")))
             await postgres.kill()
@@ -335,6 +340,7 @@ async def test_the_workers_own_login_may_do_all_that_the_sink_does() -> None:
         async with connect(url, DatabaseSettings(), "test") as database:
             sink = AuroraSink(database, "stream", parcels.shapes, dead_letter.file)
             await sink.check()
+            await sink.register(["shard-0"], [], [])
             await sink.open("shard-0", 1)
             office = {
                 "number": "O1", "name": "n", "city": "c", "postal_code": "3000", "kind": "counter",
@@ -347,9 +353,9 @@ async def test_the_workers_own_login_may_do_all_that_the_sink_does() -> None:
                 watermark(NOW),
             ]
             for number, event in enumerate(events, 1):
-                builder = BatchBuilder("shard-0", BatchLimits(max_records=9, max_bytes=99, max_age_s=1))
-                builder.add(decoder.decode(Position(number, 0), codec.encode(event)), 1, 0.0)
-                builder.add(decoder.decode(Position(number, 1), b"poison"), 1, 0.0)
+                builder = BatchBuilder("shard-0", BatchLimits(max_records=9, max_bytes=9_999, max_age_s=1))
+                records = [Record(str(number), codec.encode(event)), Record(str(number), b"poison", 1)]
+                assert builder.fill(records, 0, decoder.decode_all, 0.0) == 2
                 assert sum(await sink.write(builder.close(), 1)) == (1 if number == 3 else 2)
             await sink.end("shard-0", 1, ["shard-1"])
             assert await sink.register(["shard-1"], [("shard-0", "shard-1")], ["shard-0"]) == []

@@ -25,7 +25,7 @@ from tidegate.event import (
     Version,
     Watermark,
 )
-from worker.batch import Batch, BatchBuilder, BatchLimits, Position
+from worker.batch import Batch, BatchBuilder, BatchLimits, Record
 from worker.decode import Decoder
 
 # Long ago on any machine: no watermark is later than the clock of the database.
@@ -78,14 +78,20 @@ def gadget(number: str, **changed: Any) -> dict[str, Any]:
 
 
 def change(
-    key: str, version: int, payload: dict[str, Any] | None, *, entity: str = "gadget", read: int = 1
+    key: str,
+    version: int,
+    payload: dict[str, Any] | None,
+    *,
+    entity: str = "gadget",
+    read: int = 1,
+    cause: Cause = Cause.LIVE,
 ) -> ChangeEvent:
     """An upsert, or a deletion when there is no payload."""
     whole = Version(0, version, 1, read, 1)
     operation = Operation.DELETE if payload is None else Operation.UPSERT
     name = EntityKey(entity, key)
     return ChangeEvent(
-        event_id=codec.event_id(name, whole, operation), key=name, version=whole, operation=operation, cause=Cause.LIVE,
+        event_id=codec.event_id(name, whole, operation), key=name, version=whole, operation=operation, cause=cause,
         source="gadgets", occurred_at=NOW, observed_at=NOW, payload=payload,
     )  # fmt: skip
 
@@ -106,8 +112,8 @@ def batch(*events: StreamEvent | bytes, shard_id: str = "shard-0", first: int = 
     """The events as the consumer would batch them; bytes are records as they are."""
     builder = BatchBuilder(shard_id, BatchLimits(max_records=10_000, max_bytes=10**9, max_age_s=1))
     for number, event in zip(itertools.count(first), events, strict=False):
-        record = event if isinstance(event, bytes) else codec.encode(event)
-        builder.add(DECODER.decode(Position(number, 0), record), len(record), 0.0)
+        data = event if isinstance(event, bytes) else codec.encode(event)
+        builder.fill([Record(str(number), data)], 0, DECODER.decode_all, 0.0)
     return builder.close()
 
 

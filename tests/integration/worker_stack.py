@@ -112,7 +112,7 @@ class Stack:
             "TIDEGATE_DATABASE_URL": self.postgres.dsn, **QUICK_LEASES,
         }  # fmt: skip
 
-    async def start_worker(self, **settings: str) -> Worker:
+    async def start_worker(self, *, ready_within_s: float = 20.0, **settings: str) -> Worker:
         port = free_port()
         log = self.folder / f"{self.stream}-{port}.log"
         argv = launch.command([sys.executable, "-m", "worker"], death_signal=signal.SIGKILL)
@@ -123,7 +123,10 @@ class Stack:
             )
         worker = Worker(process, f"http://127.0.0.1:{port}", log)
         self.workers.append(worker)
-        await wait_for(worker.is_ready)
+        try:
+            await wait_for(worker.is_ready, ready_within_s)
+        except TimeoutError:
+            raise AssertionError(f"the worker is not ready: {log.read_text()[-3000:]}") from None
         return worker
 
     async def put(self, events: Sequence[StreamEvent | bytes]) -> None:
@@ -146,7 +149,7 @@ class Stack:
 
     async def leases(self) -> dict[str, dict[str, Any]]:
         items = (await self.dynamodb.scan(TableName=self.table))["Items"]
-        return {item["leaseKey"]["S"]: item for item in items}
+        return {item["leaseKey"]["S"]: item for item in items if "entityType" not in item}
 
     async def stop_workers(self) -> None:
         for worker in self.workers:

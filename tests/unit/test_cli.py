@@ -23,7 +23,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for verb in ("new", "check", "schema", "migrate", "demo"):
+    for verb in ("new", "check", "schema", "migrate", "dead-letters", "erase", "demo"):
         assert verb in shown
 
 

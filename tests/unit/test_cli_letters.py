@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.cli import main
+from tests.integration.worker_bubble import bubble
+from tests.integration.worker_rows import change, gadget
+from tidegate.cli import dead_letters_edit, main
 from tidegate.cli.console import shown
 from tidegate.cli.dead_letters import moment
 from tidegate.cli.dead_letters_edit import version_after
@@ -33,6 +35,13 @@ def test_a_mended_row_wins_over_what_is_there_and_loses_to_whatever_is_read_next
     assert mended < read_next
     assert mended < read_next._replace(source_version=state + 1, epoch=0, read=0)
     assert mended < stored._replace(generation=stored.generation + 1, source_version=0)
+
+
+def test_a_field_that_a_person_mistyped_is_said_although_events_may_have_more_fields() -> None:
+    mended = change("A", 1, gadget("A"))
+    assert dead_letters_edit._decode(bubble, mended)[1] == "A"
+    with pytest.raises(Rejected, match="gadget has no field noet"):
+        dead_letters_edit._decode(bubble, change("A", 1, gadget("A", noet="x")))
 
 
 @given(numbers, st.integers(1, 2**31), numbers)

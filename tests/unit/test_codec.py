@@ -114,6 +114,16 @@ def test_arrays_in_arrays_without_end_are_rejected(place: str) -> None:
     assert caught.value.reason == "undecodable"
 
 
+@pytest.mark.parametrize("place", ["data", "other"])
+@pytest.mark.parametrize("ill", [b"\xff", b"\xed\xa0\x80"])
+def test_what_is_not_utf_8_is_rejected_also_where_nobody_reads_it(place: str, ill: bytes) -> None:
+    """Else a destination would be sent what no JSON parser takes."""
+    record = msgspec.json.encode(GOOD | {place: GOOD["data"] | {"unknown": "HERE"}}).replace(b"HERE", ill)
+    with pytest.raises(Rejected) as caught:
+        codec.decode(record)
+    assert caught.value.reason == "undecodable"
+
+
 @given(st.binary(max_size=60))
 def test_bytes_are_rejected_and_never_crash(data: bytes) -> None:
     with pytest.raises(Rejected):

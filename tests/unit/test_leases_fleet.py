@@ -103,10 +103,10 @@ class Fleet:
         return {name: counts[name] for name in self.names}
 
     def assert_even(self) -> None:
-        """No two loads are further apart than the dead band and one lease."""
+        """No two loads are further apart than who has begun to balance lets them be, and one lease."""
         loads = self.loads().values()
         assert sum(loads) == len(self.leases)
-        assert max(loads) - min(loads) <= 1 + max(0.5, 0.05 * len(self.leases) / len(self.names))
+        assert max(loads) - min(loads) <= 1 + max(0.5, 0.15 * len(self.leases) / len(self.names))
 
 
 @settings(max_examples=30, deadline=None, phases=FAST)

@@ -12,6 +12,7 @@ from poller.changes import Record
 from poller.publisher import KinesisPublisher
 from poller.settings import PublishSettings
 from tidegate import codec
+from tidegate.aws import PutEntry
 from tidegate.errors import Fatal, Transient
 
 SETTINGS = PublishSettings(attempts=4, retry_s=0.001, retry_most_s=0.001)
@@ -22,14 +23,14 @@ OK = ""
 class FakeKinesis:
     """`judge(call number, record) → error code`; a record with a hash key lands in the shard that begins there."""
 
-    def __init__(self, judge: Callable[[int, dict[str, Any]], str] = lambda *_: OK) -> None:
+    def __init__(self, judge: Callable[[int, PutEntry], str] = lambda *_: OK) -> None:
         self.judge = judge
-        self.calls: list[list[dict[str, Any]]] = []
+        self.calls: list[list[PutEntry]] = []
         self.shards = {"0": "shard-0", "100": "shard-1"}
         self.closed = {"50": "shard-old"}
         self.lists = 0
 
-    async def put_records(self, *, StreamName: str, Records: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: N803
+    async def put_records(self, *, StreamName: str, Records: list[PutEntry]) -> dict[str, Any]:  # noqa: N803
         self.calls.append(Records)
         codes = [self.judge(len(self.calls), record) for record in Records]
         results = [
@@ -50,8 +51,8 @@ class FakeKinesis:
         shard = {"ShardId": name, "HashKeyRange": {"StartingHashKey": start}, "SequenceNumberRange": numbers}
         return {"Shards": [shard], **({"NextToken": str(at + 1)} if at + 1 < len(listed) else {})}
 
-    def _shard(self, record: dict[str, Any]) -> str:
-        start = int(record.get("ExplicitHashKey", "0"))
+    def _shard(self, record: PutEntry) -> str:
+        start = int(record.explicit_hash_key or "0")
         return self.shards[str(max(int(key) for key in self.shards if int(key) <= start))]
 
 
@@ -65,11 +66,11 @@ def records(count: int, size: int = 10) -> list[Record]:
 
 async def test_only_what_failed_is_sent_again() -> None:
     kinesis = FakeKinesis(
-        lambda call, r: "ProvisionedThroughputExceededException" if call < 3 and "7" in r["PartitionKey"] else OK
+        lambda call, r: "ProvisionedThroughputExceededException" if call < 3 and "7" in r.partition_key else OK
     )
     await publisher(kinesis).publish(records(10))
     assert [len(call) for call in kinesis.calls] == [10, 1, 1]
-    assert {record["PartitionKey"] for record in kinesis.calls[2]} == {"thing:7"}
+    assert {record.partition_key for record in kinesis.calls[2]} == {"thing:7"}
 
 
 async def test_the_tries_are_bounded() -> None:
@@ -94,7 +95,7 @@ async def test_calls_are_cut_by_count_and_by_bytes() -> None:
 async def test_a_later_call_waits_for_the_one_before() -> None:
     kinesis = FakeKinesis(lambda call, _: "InternalFailure" if call < 3 else OK)
     await publisher(kinesis).publish(records(501))
-    assert [call[0]["PartitionKey"] for call in kinesis.calls] == ["thing:0"] * 3 + ["thing:500"]
+    assert [call[0].partition_key for call in kinesis.calls] == ["thing:0"] * 3 + ["thing:500"]
 
 
 async def test_every_open_shard_gets_the_watermark() -> None:
@@ -102,8 +103,8 @@ async def test_every_open_shard_gets_the_watermark() -> None:
     sender = publisher(kinesis)
     await sender.watermark("things", NOW)
     await sender.watermark("things", NOW)
-    assert [record["ExplicitHashKey"] for record in kinesis.calls[0]] == ["0", "100"]
-    assert codec.decode(kinesis.calls[0][0]["Data"]) == codec.decode(kinesis.calls[0][1]["Data"])
+    assert [record.explicit_hash_key for record in kinesis.calls[0]] == ["0", "100"]
+    assert codec.decode(kinesis.calls[0][0].data) == codec.decode(kinesis.calls[0][1].data)
     assert kinesis.lists == 1, "the list is kept for a while"
 
 
@@ -113,7 +114,7 @@ async def test_a_reshard_is_noticed_by_where_records_land() -> None:
     await sender.watermark("things", NOW)
     kinesis.shards = {"0": "shard-2", "50": "shard-3", "100": "shard-1"}
     await sender.watermark("things", NOW)
-    assert [record["ExplicitHashKey"] for record in kinesis.calls[-1]] == ["0", "50", "100"], "at once, not in 10 s"
+    assert [record.explicit_hash_key for record in kinesis.calls[-1]] == ["0", "50", "100"], "at once, not in 10 s"
     kinesis.shards = {"0": "shard-4", "100": "shard-5"}
     await sender.publish(records(1))
     lists = kinesis.lists

@@ -15,6 +15,7 @@ from tidegate.event import Cause, ChangeEvent, EntityKey, Operation, Version, Wa
 from worker.batch import (
     BatchBuilder,
     BatchLimits,
+    BatchSize,
     Change,
     DeadLetter,
     Item,
@@ -157,6 +158,39 @@ def test_parts_fill_batches_as_records_one_by_one_would(
         return ends
 
     assert filled(len(records)) == filled(first) == filled(1)
+
+
+def test_a_batch_grows_while_full_ones_are_quick_and_shrinks_when_one_is_slow() -> None:
+    size = BatchSize(least=100, most=700, target_s=1.0)
+    seen = [size.records]
+    for took_s in (0.5, 0.5, 0.1, 0.1, 0.9, 1.1, 1.1, 0.6, 3.0, 3.0, 0.5):
+        size.note(size.records, took_s)
+        seen.append(size.records)
+    assert seen == [100, 200, 400, 700, 700, 700, 350, 175, 175, 100, 100, 200]
+
+
+def test_what_was_not_full_says_nothing_about_a_larger_one() -> None:
+    size = BatchSize(least=100, most=700, target_s=1.0)
+    size.note(99, 0.01)
+    assert size.records == 100
+    size.note(100, 0.01)
+    size.note(150, 2.0)
+    assert size.records == 100, "not even three quarters of it were quick enough"
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.lists(st.tuples(st.integers(0, 60), st.floats(0, 3)), max_size=30))
+def test_a_batch_keeps_within_its_bounds(least: int, most: int, commits: list[tuple[int, float]]) -> None:
+    size = BatchSize(least, most, target_s=1.0)
+    for records, took_s in commits:
+        size.note(records, took_s)
+        assert min(least, most) <= size.records <= most
+
+
+def test_a_limit_counts_for_the_batch_in_hand() -> None:
+    builder = BatchBuilder("shard-0", LIMITS)
+    fill(builder, [record(0)], [change("a", 1, 0)], 0.0)
+    builder.limit(1)
+    assert builder.is_full
 
 
 def test_a_batch_is_due_by_the_age_of_its_first_record() -> None:

@@ -3,160 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
 
 import pytest
+from msgspec.structs import replace
 
-from tests.fakes.lease_store import MemoryLeaseStore
+from tests.fakes.shard_life import CHILDREN, PARENT, MemorySink, ScriptedReader, delivery, until, working, world
 from tidegate.errors import Fatal, Superseded, Transient
-from tidegate.leases import LATEST, SHARD_END, TRIM_HORIZON, Checkpoint, Hold, Lease, at
-from tidegate.settings import LeaseSettings
-from worker.batch import Batch, DeadLetter, Position
-from worker.consumer import Consumer
-from worker.dead_letter import Breaker
-from worker.decode import Decoder
-from worker.ports import Delivery, Record, ShardState, WriteResult
-from worker.settings import BatchSettings, ConsumerSettings, RejectSettings
+from tidegate.leases import LATEST, SHARD_END, TRIM_HORIZON, Checkpoint, at
+from worker.batch import Batch, Position
+from worker.ports import Delivery, WriteResult
+from worker.settings import BatchSettings, RejectSettings
 from worker.shards import HashRange, Shard, lease_of
-
-PARENT = Shard("shard-0", (), HashRange(0, 9), is_closed=True)
-CHILDREN = [
-    Shard("shard-1", ("shard-0",), HashRange(0, 4), False),
-    Shard("shard-2", ("shard-0",), HashRange(5, 9), False),
-]
-
-
-def delivery(*numbers: int, behind: int = 0, end: bool = False, gap: str | None = None) -> Delivery:
-    records = tuple(Record(Position(number, 0), b"not an event") for number in numbers)
-    child_ids = tuple(child.id for child in CHILDREN) if end else ()
-    return Delivery(records=records, millis_behind=behind, is_end=end, child_ids=child_ids, gap=gap)
-
-
-class ScriptedReader:
-    """Delivers what it was given, then empty pages for ever. `asked` counts the reads begun."""
-
-    def __init__(self, *deliveries: Delivery) -> None:
-        self.deliveries = deliveries
-        self.asked = 0
-        self.start: Checkpoint | None = None
-        self.shards = [PARENT, *CHILDREN]
-
-    async def read(self, shard_id: str, start: Checkpoint) -> AsyncGenerator[Delivery, None]:
-        self.start = start
-        for each in self.deliveries:
-            self.asked += 1
-            yield each
-            if each.is_end:
-                return
-        while True:
-            await asyncio.sleep(0.005)
-            yield delivery()
-
-    async def list_shards(self) -> list[Shard]:
-        return self.shards
-
-
-class MemorySink:
-    """Keeps what was written. `fail` is asked before each write; an error it returns is raised."""
-
-    def __init__(self, position: Position | None = None, lease_counter: int = 0) -> None:
-        self.state = ShardState(position, lease_counter)
-        self.batches: list[Batch] = []
-        self.notes: list[DeadLetter] = []
-        self.ended: list[Sequence[str]] = []
-        self.written = asyncio.Event()
-        self.fail: Callable[[], Exception | None] = lambda: None
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def register(
-        self, shard_ids: Collection[str], lineage: Collection[tuple[str, str]], finished: Collection[str]
-    ) -> list[str]:
-        return []
-
-    async def open(self, shard_id: str, counter: int, replaces: int | None = None) -> ShardState:
-        if self.state.lease_counter <= counter or self.state.lease_counter == replaces:
-            self.state = self.state._replace(lease_counter=counter)
-        return self.state
-
-    async def write(self, batch: Batch, counter: int) -> WriteResult:
-        await self.gate.wait()
-        if error := self.fail():
-            raise error
-        self.batches.append(batch)
-        self.written.set()
-        return WriteResult(rejected=len(batch.dead))
-
-    async def note(self, shard_id: str, counter: int, letter: DeadLetter) -> None:
-        self.notes.append(letter)
-
-    async def end(self, shard_id: str, counter: int, child_ids: Sequence[str]) -> None:
-        self.ended.append(child_ids)
-
-    @property
-    def positions(self) -> list[int]:
-        return [letter.position.sequence for batch in self.batches for letter in batch.dead]
-
-
-class World:
-    """A held lease on shard-0 and a consumer at work on it."""
-
-    def __init__(
-        self, reader: ScriptedReader, sink: MemorySink, lease: Lease, store: MemoryLeaseStore, **given: object
-    ):
-        self.reader, self.sink, self.store = reader, sink, store
-        settings = LeaseSettings(renew_retry_s=0.01)
-        self.hold = Hold(store, lease, settings, sent_s=asyncio.get_running_loop().time())
-        self.consumer = Consumer(
-            reader=reader, sink=sink, decoder=Decoder(()), register=self.nothing, list_leases=store.scan,
-            breaker=Breaker(given.get("reject", RejectSettings(minimum=10_000))),  # type: ignore[arg-type]
-            batch=given.get("batch", BatchSettings()),  # type: ignore[arg-type]
-            settings=given.get("settings", ConsumerSettings(checkpoint_interval_ms=0, retry_max_ms=5)),  # type: ignore[arg-type]
-        )  # fmt: skip
-
-    async def nothing(self) -> None:
-        return
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        return self.store.leases["shard-0"].checkpoint
-
-    async def run(self) -> None:
-        """To the end, or until the time-out that fails the test."""
-        async with asyncio.timeout(5):
-            await self.consumer.run(self.hold)
-
-
-async def world(
-    reader: ScriptedReader, sink: MemorySink | None = None, checkpoint: Checkpoint = TRIM_HORIZON, **given: object
-) -> World:
-    store = MemoryLeaseStore()
-    await store.create(Lease(key="shard-0", checkpoint=checkpoint, counter=4))
-    lease = await store.take(store.leases["shard-0"], "me")
-    assert lease is not None
-    return World(reader, sink or MemorySink(), lease, store, **given)
-
-
-@asynccontextmanager
-async def working(made: World) -> AsyncGenerator[asyncio.Task[None], None]:
-    """The consumer as a task; when the block ends it is asked to stop and must do so."""
-    task = asyncio.create_task(made.consumer.run(made.hold))
-    try:
-        yield task
-        made.hold.stop.set()
-        async with asyncio.timeout(5):
-            await task
-    finally:
-        task.cancel()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        for _ in range(100_000):
-            if condition():
-                return
-            await asyncio.sleep(0.001)
 
 
 async def test_what_comes_is_written_and_then_checkpointed() -> None:
@@ -205,6 +63,29 @@ async def test_full_batches_are_written_while_behind_and_the_rest_when_it_is_due
         assert [len(each.dead) for each in made.sink.batches] == [3, 3]
 
 
+async def test_while_behind_batches_grow_as_long_as_the_database_is_quick() -> None:
+    batch = BatchSettings(least_records=2, max_records=8, target_ms=60_000)
+    made = await world(ScriptedReader(delivery(*range(1, 31), behind=9), delivery(31)), batch=batch)
+    async with working(made):
+        await until(lambda: made.checkpoint == at("31"))
+    assert [len(each.dead) for each in made.sink.batches] == [2, 4, 8, 8, 8, 1]
+
+
+async def test_batches_stay_small_where_the_database_is_slow() -> None:
+    batch = BatchSettings(least_records=2, max_records=8, target_ms=1)
+    made = await world(ScriptedReader(delivery(*range(1, 9))), batch=batch)
+    write = made.sink.write
+
+    async def slowly(whole: Batch, counter: int) -> WriteResult:
+        await asyncio.sleep(0.002)
+        return await write(whole, counter)
+
+    made.sink.write = slowly  # type: ignore[assignment, method-assign]
+    async with working(made):
+        await until(lambda: made.checkpoint == at("8"))
+    assert [len(each.dead) for each in made.sink.batches] == [2, 2, 2, 2]
+
+
 async def test_a_lone_record_behind_the_tip_waits_for_its_age_only() -> None:
     made = await world(ScriptedReader(), batch=BatchSettings(max_age_ms=20))
 
@@ -219,8 +100,7 @@ async def test_a_lone_record_behind_the_tip_waits_for_its_age_only() -> None:
 
 
 async def test_on_stop_the_delivery_in_hand_is_finished_and_checkpointed() -> None:
-    settings = ConsumerSettings(checkpoint_interval_ms=3_600_000)
-    made = await world(ScriptedReader(delivery(1, 2)), settings=settings)
+    made = await world(ScriptedReader(delivery(1, 2)))
     made.sink.gate.clear()
     async with working(made):
         await until(lambda: made.reader.asked == 1)
@@ -307,8 +187,7 @@ async def test_from_the_horizon_the_position_of_the_database_must_be_there(first
 
 async def test_two_gaps_of_one_life_are_two_letters() -> None:
     deliveries = [delivery(9, gap="one"), delivery(20, gap="another")]
-    never = ConsumerSettings(checkpoint_interval_ms=3_600_000)
-    made = await world(ScriptedReader(*deliveries), MemorySink(Position(5, 0)), at("5"), settings=never)
+    made = await world(ScriptedReader(*deliveries), MemorySink(Position(5, 0)), at("5"))
     async with working(made):
         await until(lambda: made.sink.positions == [9, 20])
     assert [note.position for note in made.sink.notes] == [Position(5, -1), Position(9, -1)]
@@ -357,25 +236,133 @@ async def test_at_the_end_the_children_inherit_and_get_their_leases() -> None:
     assert leases["shard-1"].parent_keys == {"shard-0"}
 
 
+async def test_the_children_come_from_the_last_response_and_nothing_is_listed() -> None:
+    made = await world(ScriptedReader(delivery(1, end=True)))
+    made.reader.shards = []
+    await made.run()
+    assert made.reader.listed == 0
+    assert {leases.key for leases in made.store.leases.values()} == {"shard-0", "shard-1", "shard-2"}
+    assert made.store.leases["shard-2"].starting_hash_key == "5"
+
+
+async def test_where_the_last_response_named_no_children_they_are_listed() -> None:
+    """A stand-in that does not, or a shard that the stream has forgotten."""
+    made = await world(ScriptedReader(replace(delivery(1, end=True), children=())))
+    await made.run()
+    assert made.sink.ended == [["shard-1", "shard-2"]]
+    assert made.checkpoint == SHARD_END
+
+
+async def test_an_end_without_children_of_a_shard_that_is_open_is_not_believed() -> None:
+    """Such as an answer that lost its iterator on the way: SHARD_END would skip the rest of the shard for good."""
+    made = await world(ScriptedReader(replace(delivery(1, end=True), children=())))
+    made.reader.shards = [replace(PARENT, is_closed=False)]
+    with pytest.raises(Transient, match="shard-0"):
+        await made.run()
+    assert (made.sink.positions, made.sink.ended, made.checkpoint) == ([1], [], at("1"))
+
+
+async def test_a_shard_that_ended_in_the_database_only_is_not_read_again() -> None:
+    made = await world(ScriptedReader(delivery(1)), checkpoint=at("7"))
+    registered: list[object] = []
+
+    async def has_ended(shard_id: str, counter: int, replaces: int | None = None) -> None:
+        return None
+
+    async def register(shard_ids: object, lineage: object, finished: object) -> list[str]:
+        registered.append((shard_ids, lineage))
+        return []
+
+    made.sink.open, made.sink.register = has_ended, register  # type: ignore[method-assign, assignment]
+    await made.run()
+    assert made.reader.asked == 0
+    assert registered == [(["shard-0"], [("shard-0", "shard-1"), ("shard-0", "shard-2")])]
+    assert (made.sink.ended, made.sink.notes) == ([["shard-1", "shard-2"]], [])
+    assert made.checkpoint == SHARD_END
+
+
 async def test_a_merge_waits_until_the_other_parent_has_its_lease() -> None:
     other = Shard("shard-9", (), HashRange(10, 19), is_closed=True)
     child = Shard("shard-1", ("shard-0", "shard-9"), HashRange(0, 19), is_closed=False)
-    reader = ScriptedReader(delivery(1, end=True))
-    reader.shards = [PARENT, other, child, CHILDREN[1]]
+    reader = ScriptedReader(replace(delivery(1, end=True), children=(child,)))
+    reader.shards = [PARENT, other, child]
     made = await world(reader)
     with pytest.raises(Transient, match="shard-9"):
         await made.run()
     assert made.sink.ended == []
     assert made.checkpoint == at("1")
     await made.store.create(lease_of(other))
+    await made.take_again()
+    await made.run()
+    assert made.checkpoint == SHARD_END
+    assert made.store.leases["shard-1"].parent_keys == {"shard-0", "shard-9"}
+
+
+async def test_a_parent_that_the_stream_forgot_holds_up_no_merge() -> None:
+    child = Shard("shard-1", ("shard-0", "shard-9"), HashRange(0, 19), is_closed=False)
+    reader = ScriptedReader(replace(delivery(1, end=True), children=(child,)))
+    reader.shards = [PARENT, child]
+    made = await world(reader)
     await made.run()
     assert made.checkpoint == SHARD_END
 
 
-async def test_children_that_are_not_listed_yet_are_waited_for() -> None:
-    reader = ScriptedReader(delivery(1, end=True))
-    reader.shards = [PARENT, CHILDREN[0]]
-    made = await world(reader)
-    with pytest.raises(Transient, match="shard-2"):
-        await made.run()
-    assert "shard-1" not in made.store.leases
+class Held:
+    """Stands for a delivery's room."""
+
+    def __init__(self) -> None:
+        self.is_held = True
+
+    def release(self) -> None:
+        self.is_held = False
+
+
+async def test_room_is_given_back_when_the_last_record_of_the_delivery_is_committed() -> None:
+    rooms = [Held(), Held(), Held()]
+    pages = [delivery(1, 2, 3, behind=9), delivery(4, behind=9), delivery()]
+    made = await world(
+        ScriptedReader(*(replace(page, room=room) for page, room in zip(pages, rooms, strict=True))),
+        batch=BatchSettings(max_records=2, max_age_ms=60_000),
+    )
+    held: list[list[bool]] = []
+    made.sink.fail = lambda: held.append([room.is_held for room in rooms])
+    async with working(made):
+        await until(lambda: made.checkpoint == at("4"))
+        await until(lambda: not any(room.is_held for room in rooms))
+    # While [1, 2] and [3, 4] are written: 3 belongs to the first delivery, so its room is still needed.
+    assert held == [[True, True, True], [True, True, True]]
+
+
+async def test_room_is_given_back_at_once_when_everything_is_written() -> None:
+    """Else the next read might wait for it for ever: with nothing in the batch, no time-out would come."""
+    room = Held()
+    made = await world(ScriptedReader(), batch=BatchSettings(max_records=2, max_age_ms=60_000))
+
+    async def waits_for_room(shard_id: str, start: Checkpoint) -> AsyncGenerator[Delivery, None]:
+        yield replace(delivery(1, 2, behind=9), room=room)
+        await until(lambda: not room.is_held)
+        yield delivery(3)
+        await asyncio.Event().wait()
+
+    made.reader.read = waits_for_room  # type: ignore[method-assign]
+    async with working(made):
+        await until(lambda: made.checkpoint == at("3"))
+
+
+async def test_what_was_read_is_told_to_the_lease() -> None:
+    made = await world(ScriptedReader(delivery(1, 2, behind=5), delivery(3)))
+    noted: list[int] = []
+    made.hold.note_read = noted.append  # type: ignore[method-assign, assignment]
+    async with working(made):
+        await until(lambda: made.checkpoint == at("3"))
+    assert noted[:2] == [2, 1]
+
+
+async def test_a_position_of_a_former_stream_is_a_gap_and_not_a_start() -> None:
+    made = await world(ScriptedReader(delivery(900)), MemorySink(Position(5, 0)), LATEST)
+    made.reader.first_sequence = 600
+    async with working(made):
+        await until(lambda: made.checkpoint == at("900"))
+    assert made.reader.start == LATEST
+    assert [note.reason for note in made.sink.notes] == ["gap"]
+    assert "former stream" in made.sink.notes[0].message

@@ -186,6 +186,15 @@ def test_no_record_borrows_a_part_of_its_neighbour(bodies: list[bytes]) -> None:
         assert [kind for kind, *_ in found].count(DeadLetter) == len(each) - each.count(good)
 
 
+@pytest.mark.parametrize("place", ["data", "extra"])
+@pytest.mark.parametrize("text", [b"\xff", b"\xed\xa0\x80", "\u00e9\u20ac".encode()])
+def test_the_quick_way_reads_no_text_that_is_none_also_where_nobody_asks_for_it(place: str, text: bytes) -> None:
+    whole = GOOD[0] | {place: BOX | {"unknown": "HERE"}}
+    [record] = records([msgspec.json.encode(whole).replace(b"HERE", text)])
+    assert shown(DECODER.decode(record)) == shown(DECODER._carefully(record))
+    assert isinstance(DECODER.decode(record), Change if text.decode(errors="ignore") else DeadLetter)
+
+
 def test_a_long_record_does_not_hide_a_decimal_without_end() -> None:
     data = {"id": IDENTITY, "price": "0." + "0" * 7_000 + "1" * 10_000}
     long = msgspec.json.encode(GOOD[1] | {"data": data})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.database import CLASSES, CODES, translate, verdict_of
+from tidegate.database import CLASSES, CODES, database_errors, translate, verdict_of
 from tidegate.errors import Fatal, Rejected, Transient
 from worker.dead_letter import Breaker
 from worker.pace import ReadPace
@@ -97,6 +97,7 @@ def test_every_error_the_driver_knows_is_of_a_mapped_class(error: type[asyncpg.P
         (asyncpg.InvalidCachedStatementError("x"), Transient, ""),
         (asyncpg.ConnectionDoesNotExistError("x"), Transient, ""),
         (asyncpg.InterfaceError("the connection is closed"), Transient, "closed"),
+        (asyncpg.InternalClientError("another operation (2) is in progress"), Transient, ""),
         (ConnectionRefusedError("x"), Transient, ""),
         (TimeoutError(), Transient, "TimeoutError"),
         (asyncpg.NumericValueOutOfRangeError("x"), Rejected, "22003"),
@@ -116,6 +117,8 @@ def test_what_we_meet_means_what_it_should(error: Exception, kind: type[Exceptio
     translated = translate(error, "write")
     assert type(translated) is kind
     assert words in str(translated)
+    with pytest.raises(kind), database_errors("write"):
+        raise error
 
 
 def test_reasons_are_stable_words() -> None:

@@ -44,7 +44,8 @@ class RecordsPage(Struct, frozen=True, rename="pascal", dict=True):
     """One GetRecords reply. `next_iterator` None means that the shard is closed and this was its last page,
     which may still carry records; `child_shards` then says where its keys went on."""
 
-    records: list[Record] = []
+    # Every page states them, an empty one too. What does not is no page, and must not pass for the last of a shard.
+    records: list[Record]
     next_iterator: str | None = field(name="NextShardIterator", default=None)
     millis_behind_latest: int = 0
     child_shards: list[ChildShard] | None = None

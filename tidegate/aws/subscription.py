@@ -36,7 +36,8 @@ _INITIAL = "initial-response"
 class ShardEvent(Struct, frozen=True, rename="pascal"):
     """One SubscribeToShardEvent; without records it is a sign of life. `continuation` None: the shard's last."""
 
-    records: list[Record] = []
+    # Stated in every event. What has none is another kind of event, and must not pass for the last of a shard.
+    records: list[Record]
     continuation: str | None = field(name="ContinuationSequenceNumber", default=None)
     millis_behind_latest: int = 0
     child_shards: list[ChildShard] | None = None

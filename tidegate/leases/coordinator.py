@@ -166,8 +166,8 @@ class Coordinator:
 
     async def _tell_stop(self, stop: asyncio.Event, budget: asyncio.Timeout) -> None:
         await stop.wait()
-        self._farewell.begin()
         budget.reschedule(_now_s() + self._settings.drain_budget_s)
+        await self._farewell.begin([hold.lease for hold in self._holds.values()])
         for hold in self._holds.values():
             hold.stop.set()
         self._wake.set()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 from tidegate import telemetry
 from tidegate.errors import Transient
@@ -39,9 +40,14 @@ class Farewell:
         self._loads: dict[str, float] = {}
         self._given: list[Lease] = []
 
-    def begin(self) -> None:
-        """The process stops."""
+    async def begin(self, mine: Collection[Lease]) -> None:
+        """The process stops. Who knows of nobody looks once more, for one that just started may not know the others."""
         self.is_on = True
+        if len(self._watch.balance.loads) == 1:
+            with suppress(Transient, TimeoutError):
+                async with asyncio.timeout(self._settings.own_look_s):
+                    await self._watch.look({lease.key for lease in mine})
+                    self._watch.weigh(mine)
         self._balance = self._watch.balance
         self._loads = dict(self._balance.loads)
 

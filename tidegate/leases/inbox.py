@@ -27,7 +27,7 @@ from tidegate.settings import LeaseSettings
 log = telemetry.get_logger(__name__)
 
 # So many own looks pass before a key is looked at again that was not what the index said.
-_ALONE_LOOKS = 4.0
+_ALONE_LOOKS = 3.0
 
 
 class Inbox:
@@ -54,8 +54,9 @@ class Inbox:
         self._attempts = attempts
         self._may_start = may_start
         self._farewell = farewell
-        # By key, the loop time until which it is left alone.
-        self._alone_until_s: dict[str, float] = {}
+        # By key, the loop time until which it is left alone: though it is in my name, though it is not.
+        self._not_given_until_s: dict[str, float] = {}
+        self._not_wanted_until_s: dict[str, float] = {}
 
     async def run(self, stop: asyncio.Event, take: Take, requests: Requests) -> None:
         """Look until `stop`, then until everything is given away and taken by others."""
@@ -82,16 +83,16 @@ class Inbox:
 
     async def _look(self, stop: asyncio.Event, take: Take, requests: Requests) -> None:
         named = set((await self._watch.named()).keys)
-        now_s = _now_s()
-        self._alone_until_s = {key: until_s for key, until_s in self._alone_until_s.items() if now_s < until_s}
-        for key in sorted(named - self._holds.keys() - requests.keys - self._alone_until_s.keys()):
+        self._not_given_until_s = _still(self._not_given_until_s)
+        for key in sorted(named - self._holds.keys() - requests.keys - self._not_given_until_s.keys()):
             if not await self._receive(key, stop, take, requests):
-                self._leave_alone(key)
-        for key in sorted(self._holds.keys() - named - self._alone_until_s.keys()):
+                self._not_given_until_s[key] = _now_s() + _ALONE_LOOKS * self._settings.own_look_s
+        self._not_wanted_until_s = _still(self._not_wanted_until_s)
+        for key in sorted(self._holds.keys() - named - self._not_wanted_until_s.keys()):
             hold = self._holds.get(key)
             if hold is not None and not hold.stop.is_set() and (lease := await self._watch.get(key)):
                 hold.heed(lease)
-            self._leave_alone(key)
+            self._not_wanted_until_s[key] = _now_s() + _ALONE_LOOKS * self._settings.own_look_s
 
     async def _receive(self, key: str, stop: asyncio.Event, take: Take, requests: Requests) -> bool:
         """Take one lease that the index shows in my name, if that is true. False: leave it alone."""
@@ -110,8 +111,10 @@ class Inbox:
             return False
         return await self._may_start(lease) and await take(lease, way, sent_s)
 
-    def _leave_alone(self, key: str) -> None:
-        self._alone_until_s[key] = _now_s() + _ALONE_LOOKS * self._settings.own_look_s
+
+def _still(until_s: dict[str, float]) -> dict[str, float]:
+    now_s = _now_s()
+    return {key: each_s for key, each_s in until_s.items() if now_s < each_s}
 
 
 def _now_s() -> float:

@@ -97,7 +97,7 @@ class Balance(Struct, frozen=True):
         kbps = lease.throughput_kbps
         if kbps is None or not self.kbps:
             return 1.0
-        return min(0.5 + 0.5 * kbps / self.kbps, self.heaviest)
+        return min(0.5 + 0.5 * (kbps / self.kbps), self.heaviest)
 
 
 def alone(me: str) -> Balance:
@@ -130,6 +130,7 @@ def measure(views: Iterable[LeaseView], me: str, now_s: float, expiry_s: float) 
     since_s = now_s - expiry_s
     free: list[LeaseView] = []
     held: dict[str, list[Lease]] = {me: []}
+    rates: dict[str, list[float]] = {me: []}
     for view in views:
         lease = view.lease
         owner = lease.owner or lease.checkpoint_owner
@@ -137,32 +138,33 @@ def measure(views: Iterable[LeaseView], me: str, now_s: float, expiry_s: float) 
             continue
         if owner is None or view.moved_s <= since_s:
             free.append(view)
-        elif owner in held:
-            held[owner].append(lease)
-        else:
-            held[owner] = [lease]
-    return _weighed(me, held, tuple(free))
+            continue
+        if owner not in held:
+            held[owner], rates[owner] = [], []
+        held[owner].append(lease)
+        if (kbps := lease.throughput_kbps) is not None:
+            rates[owner].append(kbps)
+    return _weighed(me, held, rates, tuple(free))
 
 
-def _weighed(me: str, held: Mapping[str, Sequence[Lease]], free: tuple[LeaseView, ...]) -> Balance:
+def _weighed(
+    me: str, held: Mapping[str, Sequence[Lease]], rates: Mapping[str, Sequence[float]], free: tuple[LeaseView, ...]
+) -> Balance:
+    """`rates`: the throughputs that were measured, by process."""
     counts = {owner: len(leases) for owner, leases in held.items()}
     total = sum(counts.values()) + len(free)
     live = tuple(sorted(held))
     heaviest = max(1.0, total / len(live))
     balance = Balance(me, counts, counts, live, held, free, heaviest=heaviest, mean=total / len(live), total=total)
-    measured = {
-        owner: [kbps for lease in leases if (kbps := lease.throughput_kbps) is not None]
-        for owner, leases in held.items()
-    }
-    number = sum(map(len, measured.values()))
-    kbps = sum(map(sum, measured.values())) / number if number else 0.0
+    number = sum(map(len, rates.values()))
+    kbps = sum(map(sum, rates.values())) / number if number else 0.0
     if not kbps:
         return balance
     balance = replace(balance, kbps=kbps, measured=number)
-    if max(map(max, filter(None, measured.values()))) > (2 * heaviest - 1) * kbps:
+    if max(map(max, filter(None, rates.values()))) > (2 * heaviest - 1) * kbps:
         loads = {owner: sum(map(balance.weight, leases)) for owner, leases in held.items()}
     else:
-        loads = {owner: counts[owner] + 0.5 * (sum(some) / kbps - len(some)) for owner, some in measured.items()}
+        loads = {owner: counts[owner] + 0.5 * (sum(some) / kbps - len(some)) for owner, some in rates.items()}
     waiting = sum(balance.weight(view.lease) for view in free)
     return replace(balance, loads=loads, mean=(sum(loads.values()) + waiting) / len(live))
 

@@ -34,7 +34,7 @@ _CONSISTENT_GET_UNITS = 1.0
 # So long after a start nothing is settled: others start too, and what is read of each lease is not known yet.
 _YOUNG_S = 60.0
 # In intervals between looks.
-_SOON = 4.0
+_SOON = 8.0
 # DynamoDB serves several pages of this size in one request's time-out, with room to spare.
 _UNITS_IN_TIME = 64.0
 
@@ -135,9 +135,12 @@ class Watch:
     def next_s(self) -> float:
         """When to look again, or when a lease that the last look showed would expire if that comes before."""
         survey_s = max(self._survey_due_s, self._budget.ready_s(), self._looked_s + self._interval_s)
-        next_s = min(survey_s, self._looked_s + self._pause_s())
+        pause_s = self._pause_s()
+        next_s = min(survey_s, self._looked_s + pause_s)
         expiry_s = self.sight.oldest_s + self._settings.expiry_s
-        return min(next_s, expiry_s) if expiry_s > _now_s() else next_s
+        # A table that may be looked at seldom only is not looked at for one lease.
+        is_cheap = pause_s <= 2 * self._settings.plan_interval_s
+        return min(next_s, expiry_s) if is_cheap and expiry_s > _now_s() else next_s
 
     def is_silent(self, lease: Lease) -> bool:
         """Whether the holder of a lease just read has not written for so long that the lease is free."""

@@ -65,7 +65,8 @@ def own() -> History:
 
 
 def of_bubble(name: str, folder: Path) -> History:
-    return History(name, folder, "bubble_version")
+    # The two must be told apart, whatever somebody calls his bubble.
+    return History(f"bubble {name}" if name == OWN else name, folder, "bubble_version")
 
 
 def title_of(revision: Script) -> str:

@@ -14,8 +14,8 @@ from tidegate.entity import EntityShape
 from tidegate.migrate import history
 from tidegate.migrate.judge import SAFE, Facts, Finding, Hazard, judge
 
-RULES = "rules"
-"""The history of steps that are not written but derived: which fields a live row must have."""
+RULES = "live rows of"
+"""The history of steps that are not written but derived: which fields a live row must have. No bubble is called so."""
 
 _ROWS = """
 SELECT CASE n.nspname WHEN 'tidegate' THEN 'tidegate.' ELSE '' END || c.relname,
@@ -125,5 +125,5 @@ def _rule_step(rule: Rule) -> Step | None:
     parts = [*(f"{field} is required" for field in more), *(f"{field} is not required any more" for field in less)]
     why = f"the previous release may write rows without {', '.join(more)}; it stops when one is refused"
     findings = (Finding(Hazard.STOP_FIRST, why),) if more else ()
-    title = f"live rows: {', '.join(parts)}"
+    title = ", ".join(parts)
     return Step(RULES, rule.table, title, (Judged(title, findings),))

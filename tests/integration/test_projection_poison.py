@@ -1,0 +1,75 @@
+"""Poison in a batch of 5,000, from one bad record to nothing but bad ones: the good rows are in, the rest is filed whole.
+
+Of every stage: records that are no event, events that are no such entity, and values that the driver, the server's
+parser or a constraint of the table refuses. What it costs, `make bench ONLY=poison` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from local.postgres import Postgres
+from tests.integration.projection_model import TOO_MANY, Fault, Office, Poller, Put
+from tests.integration.worker_rows import SHAPES, batch, create_tables, rows
+from tidegate.database import DatabaseSettings, connect
+from worker import dead_letter
+from worker.aurora import AuroraSink
+from worker.ports import WriteResult
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RECORDS = 5_000
+REASONS = {
+    Fault.UNDECODABLE: ("decode", "undecodable"),
+    Fault.MISMATCH: ("decode", "invalid"),
+    Fault.NUL: ("write", "character_not_in_repertoire"),
+    Fault.RANGE: ("write", "unstorable"),
+    Fault.CHECK: ("write", "check_violation"),
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def dsn() -> AsyncIterator[str]:
+    async with Postgres() as postgres:
+        await create_tables(postgres.dsn)
+        yield postgres.dsn
+
+
+def records(poison: int) -> list[Put]:
+    """As many bad ones as asked for, spread evenly, of every kind in turn."""
+    poller, faults, made = Poller(), list(Fault), []
+    for number in range(RECORDS):
+        office = Office(f"G{number:04}", pieces=3)
+        bad = number * poison // RECORDS
+        is_bad = bad != (number - 1) * poison // RECORDS
+        made.append(poller.poison(office, faults[bad % len(faults)]) if is_bad else poller.change(office))
+    return made
+
+
+@pytest.mark.parametrize("poison", [0, 1, 10, RECORDS])
+async def test_the_good_rows_are_in_and_each_bad_record_is_filed_whole_and_once(dsn: str, poison: int) -> None:
+    puts = records(poison)
+    bad = {number: put for number, put in enumerate(puts, 1) if put.fault is not None}
+    assert len(bad) == poison
+    sql = await asyncpg.connect(dsn)
+    await sql.execute("TRUNCATE gadgets, tidegate.shard, tidegate.dead_letter CASCADE")
+    await sql.execute(
+        f"ALTER TABLE gadgets DROP CONSTRAINT IF EXISTS few, ADD CONSTRAINT few CHECK (pieces < {TOO_MANY})"
+    )
+    async with connect(dsn, DatabaseSettings(), "test") as database:
+        sink = AuroraSink(database, "stream", SHAPES, dead_letter.file)
+        await sink.register(["shard-0"], [], [])
+        await sink.open("shard-0", 1)
+        result = await sink.write(batch(*(put.data for put in puts)), 1)
+    assert result == WriteResult(applied=RECORDS - poison, rejected=poison)
+    good = {put.event.key.key for put in puts if put.fault is None and put.event is not None}
+    assert {key for (key,) in await rows(sql, "SELECT number FROM gadgets WHERE NOT _deleted")} == good
+    filed = await rows(
+        sql, "SELECT sequence_number::int, stage, reason, payload, attempts FROM tidegate.dead_letter ORDER BY 1"
+    )
+    assert filed == [(number, *REASONS[put.fault], put.data, 1) for number, put in bad.items() if put.fault]
+    await sql.close()

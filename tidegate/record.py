@@ -1,0 +1,34 @@
+"""What Kinesis holds: a record, and its place in a shard.  (pure)"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgspec import Struct, field
+
+
+class Position(NamedTuple):
+    """A place in a shard: the record's sequence number, and the number of a user record inside an aggregate."""
+
+    sequence: int
+    sub: int
+
+
+class Record(Struct, frozen=True, gc=False, rename="pascal"):
+    """One record as Kinesis sends it, or one user record out of an aggregate, which then has a `sub`.
+
+    The sequence number stays the text that it came as: few records are ever asked for their position, and 56 digits
+    take time. `arrival` is when Kinesis accepted it, in epoch seconds. The garbage collector does not track records
+    (`gc=False`): they hold no containers, and pages have thousands of them.
+    """
+
+    sequence_number: str
+    data: bytes
+    # Kinesis itself knows no such thing.
+    sub: int = 0
+    partition_key: str = ""
+    arrival: float = field(name="ApproximateArrivalTimestamp", default=0.0)
+
+    @property
+    def position(self) -> Position:
+        return Position(int(self.sequence_number), self.sub)
