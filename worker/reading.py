@@ -3,7 +3,7 @@
 Resuming asks for the checkpoint's own record again (AT_SEQUENCE_NUMBER) and drops what is at or before the
 checkpoint: AFTER_SEQUENCE_NUMBER would lose the rest of a half-done aggregate. The record's absence shows that
 the stream has trimmed it, and perhaps others that were never read: that is reported as a gap. The same holds when
-reading has lost touch for so long that something unread may have been trimmed.
+reading has lost touch for so long, or is so far behind, that something unread may have been trimmed.
 """
 
 from __future__ import annotations

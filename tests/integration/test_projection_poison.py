@@ -14,11 +14,13 @@ import pytest_asyncio
 
 from local.postgres import Postgres
 from tests.integration.projection_model import TOO_MANY, Fault, Office, Poller, Put
-from tests.integration.worker_rows import SHAPES, batch, create_tables, rows
+from tests.integration.worker_rows import SHAPES, batch, change, create_tables, gadget, rows
+from tidegate.bubble import Env, Webhook
 from tidegate.database import DatabaseSettings, connect
 from worker import dead_letter
 from worker.aurora import AuroraSink
 from worker.ports import WriteResult
+from worker.routes import Routes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,6 +39,9 @@ async def dsn() -> AsyncIterator[str]:
     async with Postgres() as postgres:
         await create_tables(postgres.dsn)
         yield postgres.dsn
+
+
+HOOK = Webhook(name="hook", url=Env("URL"), secrets=(Env("SECRET", secret=True),))
 
 
 def records(poison: int) -> list[Put]:
@@ -73,3 +78,19 @@ async def test_the_good_rows_are_in_and_each_bad_record_is_filed_whole_and_once(
     )
     assert filed == [(number, *REASONS[put.fault], put.data, 1) for number, put in bad.items() if put.fault]
     await sql.close()
+
+
+async def test_a_bad_record_does_not_change_what_is_counted_of_the_others(dsn: str) -> None:
+    """Both are judged by what the table holds when all is written, however many steps that took."""
+    routes = Routes([HOOK], [shape.name for shape in SHAPES])
+    late = [change("LATE", version, gadget("LATE", pieces=version)) for version in (1, 2)]
+    twice = [change("TWICE", 3, gadget("TWICE")), change("TWICE", 3, gadget("TWICE"))]
+    poison = [change("TWICE", version, gadget("TWICE", name="\0")) for version in (2, 4)]
+    async with connect(dsn, DatabaseSettings(), "test") as database:
+        sink = AuroraSink(database, "counts", SHAPES, dead_letter.file, routes)
+        await sink.register(["shard-0"], [], [])
+        await sink.open("shard-0", 1)
+        assert await sink.write(batch(change("LATE", 5, gadget("LATE"))), 1) == WriteResult(applied=1)
+        assert await sink.write(batch(*late, first=10), 1) == WriteResult(stale=1, coalesced=1)
+        expected = WriteResult(applied=1, stale=1, coalesced=2, rejected=2)
+        assert await sink.write(batch(*late, *twice, *poison, first=20), 1) == expected

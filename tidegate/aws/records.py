@@ -94,7 +94,7 @@ class FastRecordsParser(AioJSONParser):  # type: ignore[misc]
             return parsed
         try:
             parsed = parse(response["body"])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             # A torn or foreign reply: the adapters call that Transient, as for every other operation.
             raise ResponseParserError(f"{shape.name} is not readable: {error}") from error
         self._inject_response_metadata(parsed, response["headers"])

@@ -103,7 +103,7 @@ class Subscription:
                 raise ClientError({"Error": {"Code": code, "Message": _text(message)}}, "SubscribeToShard")
             try:
                 return _EVENT.decode(message.payload)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise ResponseParserError(f"an event of a subscription is not readable: {error}") from error
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Subscription:
 def _text(message: EventStreamMessage) -> str:
     try:
         return _FAILURE.decode(message.payload).message
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return str(message.headers.get(":error-message", ""))
 
 
