@@ -104,7 +104,9 @@ async def test_an_error_reply_keeps_its_code(monkeypatch: pytest.MonkeyPatch) ->
     assert aws.error_code(raised.value) == "ExpiredIteratorException"
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"Records": [', b'{"Records": [{"Data": "***"}]}', b'{"NextShardIterator":"\xff"}', b"<html>"])
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"Records": [', b'{"Records": [{"Data": "***"}]}', b'{"NextShardIterator":"\xff"}', b"<html>"]
+)
 async def test_a_garbled_page_is_transient(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
     async with kinesis(monkeypatch, lambda: web.Response(body=body)) as (client, _):
         with pytest.raises(Transient):
