@@ -316,7 +316,10 @@ async def test_what_was_erased_stays_out_whatever_comes_through_the_stream(stack
 
 async def test_a_database_that_refuses_nearly_everything_ends_the_worker_and_nothing_is_lost(whole: Stack) -> None:
     await whole.fresh_stream("refused", 1)
-    limits = {"TIDEGATE_STREAM": "refused", "TIDEGATE_LEASE_TABLE": whole.table, "TIDEGATE_REJECT_MINIMUM": "50"}
+    limits = {
+        "TIDEGATE_STREAM": "refused", "TIDEGATE_LEASE_TABLE": whole.table, "TIDEGATE_REJECT_MINIMUM": "50",
+        "TIDEGATE_BATCH_LEAST_RECORDS": "300",
+    }  # fmt: skip
     events = [total(number, number) for number in range(300)]
     async with totals_are_small(whole):
         await whole.put(events)
