@@ -276,7 +276,7 @@ class LeaseSettings(Struct, frozen=True, kw_only=True):
         float,
         Meta(
             gt=0,
-            description="a renewal may hang for its time-out, and there is still time for another before patience ends",
+            description="two renewals may hang for their time-outs, and there is still time for a third before patience ends",
         ),
     ] = 4.0
     renew_retry_s: Annotated[float, Meta(gt=0, description="wait after a failed renewal, at most (full jitter)")] = 0.5
@@ -303,7 +303,10 @@ class LeaseSettings(Struct, frozen=True, kw_only=True):
         float, Meta(gt=0, description="how often a lease that was asked for is looked at: bounds the pause in its work")
     ] = 0.25
     discover_interval_s: Annotated[float, Meta(gt=0, description="how often new shards are looked for unasked")] = 60.0
-    request_timeout_s: Annotated[float, Meta(gt=0, description="one try of one lease write")] = 2.0
+    request_timeout_s: Annotated[
+        float,
+        Meta(gt=0, description="one try of one lease write; two that hang must leave time for a third within patience"),
+    ] = 1.0
     parallel_writes: Annotated[
         int, Meta(ge=1, description="leases taken or created at a time; well below the connections of a client")
     ] = 16

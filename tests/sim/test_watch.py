@@ -50,14 +50,14 @@ async def test_a_cold_start_ends_even_and_at_rest() -> None:
     assert max(map(len, fleet.epochs.values())) <= 2, "hardly a lease was taken twice"
     begun = {key: len(epochs) for key, epochs in fleet.epochs.items()}
     spent = [process.coordinator.read_units for process in fleet.processes]
-    await asyncio.sleep(120)
+    await asyncio.sleep(60)
     assert {key: len(epochs) for key, epochs in fleet.epochs.items()} == begun
-    per_s = [(process.coordinator.read_units - was) / 120 for process, was in zip(fleet.processes, spent, strict=True)]
+    per_s = [(process.coordinator.read_units - was) / 60 for process, was in zip(fleet.processes, spent, strict=True)]
     assert max(per_s) < 8, "a look at everything every second would cost 9 a second"
     await fleet.close()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_what_the_dead_held_is_noticed_by_those_who_watch_it(seed: int) -> None:
     fleet = await settled(seed)
     victims = fleet.random.sample(fleet.processes, 2)

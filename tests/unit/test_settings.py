@@ -107,4 +107,4 @@ def test_patience_must_be_below_expiry_and_leave_room_for_a_renewal() -> None:
     with pytest.raises(ValueError, match="PATIENCE_S must be less"):
         LeaseSettings(patience_s=10, expiry_s=10)
     with pytest.raises(ValueError, match="must not exceed PATIENCE_S"):
-        LeaseSettings(renew_interval_s=7)
+        LeaseSettings(renew_interval_s=7.5)

@@ -190,7 +190,7 @@ class Hold:
         if _now_s() < self.starts_s:
             return None
         try:
-            left = await in_time(self._release(to), self._settings.request_timeout_s)
+            left = await in_time(self._release(to), 2 * self._settings.request_timeout_s)
         except Transient as error:
             log.warning(telemetry.LEASE_WRITE_FAILED, lease=self.key, error=str(error))
             return None
@@ -208,11 +208,12 @@ class Hold:
             log.info(telemetry.LEASE_RELEASED, lease=self.key)
 
     async def _release(self, to: str | None) -> Lease | None:
-        """Tries until it works: whoever waits for the lease would else wait for its expiry."""
+        """Tries until it works, also after one that hung: whoever waits for the lease would else wait for its expiry."""
         async with self._lock:
             while True:
                 try:
-                    return await self._store.release(self._lease, self._advanced, to)
+                    release = self._store.release(self._lease, self._advanced, to)
+                    return await in_time(release, self._settings.request_timeout_s)
                 except Transient as error:
                     log.warning(telemetry.LEASE_WRITE_FAILED, lease=self.key, error=str(error))
                 await asyncio.sleep(random.uniform(0, self._settings.renew_retry_s))

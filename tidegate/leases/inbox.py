@@ -84,15 +84,30 @@ class Inbox:
     async def _look(self, stop: asyncio.Event, take: Take, requests: Requests) -> None:
         named = set((await self._watch.named()).keys)
         self._not_given_until_s = _still(self._not_given_until_s)
-        for key in sorted(named - self._holds.keys() - requests.keys - self._not_given_until_s.keys()):
-            if not await self._receive(key, stop, take, requests):
-                self._not_given_until_s[key] = _now_s() + _ALONE_LOOKS * self._settings.own_look_s
+        given = sorted(named - self._holds.keys() - requests.keys - self._not_given_until_s.keys())
+        slots = asyncio.Semaphore(self._settings.parallel_writes)
+        # Together: after a short absence it may be all that I had, and a call that hangs must not keep the others waiting.
+        async with asyncio.TaskGroup() as group:
+            for key in given:
+                group.create_task(self._open(key, slots, stop, take, requests))
         self._not_wanted_until_s = _still(self._not_wanted_until_s)
         for key in sorted(self._holds.keys() - named - self._not_wanted_until_s.keys()):
             hold = self._holds.get(key)
             if hold is not None and not hold.stop.is_set() and (lease := await self._watch.get(key)):
                 hold.heed(lease)
             self._not_wanted_until_s[key] = _now_s() + _ALONE_LOOKS * self._settings.own_look_s
+
+    async def _open(
+        self, key: str, slots: asyncio.Semaphore, stop: asyncio.Event, take: Take, requests: Requests
+    ) -> None:
+        async with slots:
+            try:
+                if await self._receive(key, stop, take, requests):
+                    return
+            except Transient as error:
+                log.warning(telemetry.LEASE_WRITE_FAILED, lease=key, error=str(error))
+                return
+            self._not_given_until_s[key] = _now_s() + _ALONE_LOOKS * self._settings.own_look_s
 
     async def _receive(self, key: str, stop: asyncio.Event, take: Take, requests: Requests) -> bool:
         """Take one lease that the index shows in my name, if that is true. False: leave it alone."""

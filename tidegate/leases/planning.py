@@ -29,11 +29,12 @@ _DOUBLINGS_MOST = 20
 _ASKS_MOST = 16
 # What is free for so long is taken beyond one's share, by so much of the mean load; after as long again by any of those
 # who see it. Longer if nobody ever had it, for a fleet that starts together with its table would grab it all. At once
-# only so much of all leases, or one.
-_OVERDUE_S = 1.2
+# only so much of all leases, or a few.
+_OVERDUE_S = 0.8
 _OVERDUE_LOAD = 1.1
 _OVERDUE_NEW_S = 15.0
 _OVERDUE_PORTION = 1 / 2000
+_OVERDUE_LEAST = 2
 # Who has begun to balance goes on until nothing was worth it for so long, while so many of all leases are measured.
 _SETTLED_S = 15.0
 _KNOWN_SHARE = 0.9
@@ -125,7 +126,9 @@ class Planning:
         if chosen := planner.claim([view.lease for view in others], balance, limits):
             return chosen
         overdue = [view.lease for view in others if self._is_overdue(view, balance)]
-        room = min(limits.max_leases - balance.counts[self._me], max(1, int(balance.total * _OVERDUE_PORTION)))
+        room = min(
+            limits.max_leases - balance.counts[self._me], max(_OVERDUE_LEAST, int(balance.total * _OVERDUE_PORTION))
+        )
         return tuple(planner.in_turn(overdue, balance)[:room]) if room > 0 else ()
 
     def _is_overdue(self, view: LeaseView, balance: Balance) -> bool:
