@@ -295,7 +295,7 @@ class LeaseSettings(Struct, frozen=True, kw_only=True):
         Meta(
             gt=0, description="DynamoDB read units that looking may cost one process; a large table is read less often"
         ),
-    ] = 75.0
+    ] = 60.0
     hand_over_s: Annotated[
         float, Meta(gt=0, description="a live owner that was asked for a lease has this long; KCL's 30 s")
     ] = 30.0

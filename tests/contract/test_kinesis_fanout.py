@@ -165,6 +165,7 @@ async def test_a_subscription_ends_with_the_children_of_its_shard(kinesis: Any) 
     assert payloads(rest) == [b"2"]
     assert {child["ShardId"] for child in rest[-1]["ChildShards"]} == {SHARD_1, SHARD_2}
     assert "ContinuationSequenceNumber" not in rest[-1]
+    pushed.close()
 
 
 @contract("subscribe", "subscription-ends")
@@ -176,6 +177,7 @@ async def test_deregistering_ends_the_subscription(kinesis: Any) -> None:
     with pytest.raises(EventStreamError) as raised:
         await collect(pushed, 1)
     assert code_of(raised) == "ResourceNotFoundException"
+    pushed.close()
 
 
 @contract("subscribe", "subscribe-errors")

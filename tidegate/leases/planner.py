@@ -22,6 +22,7 @@ A lease that is asked for counts for the one that asked.
 from __future__ import annotations
 
 from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from zlib import crc32
@@ -71,8 +72,8 @@ class LeasePlan(Struct, frozen=True):
 class Balance(Struct, frozen=True):
     """How the work is shared, as one look at the whole table showed it.
 
-    `loads`, `counts` and `held` (the leases) are by live process, myself included; `live` names these, in an order that
-    all agree on. `mean` is what each load should be. `free` is what nobody works on, startable or not. `kbps` is the mean
+    `loads` and `counts` are by live process, myself included; `live` names these, in an order that all agree on. `mean` is
+    what each load should be. `held` is what somebody works on, `free` the rest, startable or not. `kbps` is the mean
     throughput of the measured leases (KiB/s), 0 when none is measured; `heaviest` the most that one lease weighs: one that
     is more than a whole share fills a process, and the others share the rest. `total` counts the leases, but for ended
     ones; of those that somebody works on, `measured` have a throughput. `is_part`: corrected by a look at a part of the
@@ -83,7 +84,7 @@ class Balance(Struct, frozen=True):
     loads: Mapping[str, float]
     counts: Mapping[str, int]
     live: tuple[str, ...]
-    held: Mapping[str, Sequence[Lease]]
+    held: Sequence[Lease]
     free: tuple[LeaseView, ...] = ()
     kbps: float = 0.0
     heaviest: float = 1.0
@@ -102,7 +103,7 @@ class Balance(Struct, frozen=True):
 
 def alone(me: str) -> Balance:
     """What a process knows that has not looked yet."""
-    return Balance(me, {me: 0.0}, {me: 0}, (me,), {})
+    return Balance(me, {me: 0.0}, {me: 0}, (me,), ())
 
 
 def plan(
@@ -129,42 +130,37 @@ def measure(views: Iterable[LeaseView], me: str, now_s: float, expiry_s: float) 
     """Who lives, and what each has to do."""
     since_s = now_s - expiry_s
     free: list[LeaseView] = []
-    held: dict[str, list[Lease]] = {me: []}
-    rates: dict[str, list[float]] = {me: []}
+    held: list[Lease] = []
     for view in views:
         lease = view.lease
-        owner = lease.owner or lease.checkpoint_owner
         if lease.checkpoint.position == "SHARD_END":
             continue
-        if owner is None or view.moved_s <= since_s:
+        if view.moved_s <= since_s or (lease.owner is None and lease.checkpoint_owner is None):
             free.append(view)
-            continue
-        if owner not in held:
-            held[owner], rates[owner] = [], []
-        held[owner].append(lease)
-        if (kbps := lease.throughput_kbps) is not None:
-            rates[owner].append(kbps)
-    return _weighed(me, held, rates, tuple(free))
+        else:
+            held.append(lease)
+    return _weighed(me, held, tuple(free))
 
 
-def _weighed(
-    me: str, held: Mapping[str, Sequence[Lease]], rates: Mapping[str, Sequence[float]], free: tuple[LeaseView, ...]
-) -> Balance:
-    """`rates`: the throughputs that were measured, by process."""
-    counts = {owner: len(leases) for owner, leases in held.items()}
-    total = sum(counts.values()) + len(free)
-    live = tuple(sorted(held))
+def _weighed(me: str, held: Sequence[Lease], free: tuple[LeaseView, ...]) -> Balance:
+    owners = [lease.owner or lease.checkpoint_owner or me for lease in held]
+    counts = Counter(owners)
+    counts.setdefault(me, 0)
+    live = tuple(sorted(counts))
+    total = len(held) + len(free)
     heaviest = max(1.0, total / len(live))
     balance = Balance(me, counts, counts, live, held, free, heaviest=heaviest, mean=total / len(live), total=total)
-    number = sum(map(len, rates.values()))
-    kbps = sum(map(sum, rates.values())) / number if number else 0.0
+    rates = [lease.throughput_kbps for lease in held]
+    measured = [(owner, rate) for owner, rate in zip(owners, rates, strict=True) if rate is not None]
+    kbps = sum(rate for _, rate in measured) / len(measured) if measured else 0.0
     if not kbps:
         return balance
-    balance = replace(balance, kbps=kbps, measured=number)
-    if max(map(max, filter(None, rates.values()))) > (2 * heaviest - 1) * kbps:
-        loads = {owner: sum(map(balance.weight, leases)) for owner, leases in held.items()}
-    else:
-        loads = {owner: counts[owner] + 0.5 * (sum(some) / kbps - len(some)) for owner, some in rates.items()}
+    balance = replace(balance, kbps=kbps, measured=len(measured))
+    # What is not measured weighs 1, like what is measured and has the mean rate.
+    loads = {owner: float(count) for owner, count in counts.items()}
+    most = (2 * heaviest - 1) * kbps
+    for owner, rate in measured:
+        loads[owner] += 0.5 * (min(rate, most) / kbps - 1.0)
     waiting = sum(balance.weight(view.lease) for view in free)
     return replace(balance, loads=loads, mean=(sum(loads.values()) + waiting) / len(live))
 
@@ -267,7 +263,11 @@ def _band(balance: Balance) -> float:
 
 def _offers(balance: Balance, owner: str, startable: Collection[str]) -> list[tuple[float, Lease]]:
     """The owner's leases that could move, with their weights; each who asks has another order."""
-    movable = [lease for lease in balance.held[owner] if lease.checkpoint_owner is None and lease.key in startable]
+    movable = [
+        lease
+        for lease in balance.held
+        if lease.owner == owner and lease.checkpoint_owner is None and lease.key in startable
+    ]
     return [(balance.weight(lease), lease) for lease in around(movable, spot(balance.me))]
 
 
@@ -354,11 +354,9 @@ def startable(leases: Sequence[Lease]) -> frozenset[str]:
     A child that started early would overtake changes of the same key that its parent still holds. A merged shard
     has two parents and waits for both.
     """
-    open_leases = [lease for lease in leases if not lease.is_ended]
-    open_keys = {lease.key for lease in open_leases}
-    return frozenset(
-        lease.key for lease in open_leases if not lease.parent_keys or open_keys.isdisjoint(lease.parent_keys)
-    )
+    open_keys = {lease.key for lease in leases if not lease.is_ended}
+    waiting = [lease.key for lease in leases if lease.parent_keys and not open_keys.isdisjoint(lease.parent_keys)]
+    return frozenset(open_keys.difference(waiting))
 
 
 def creatable(missing: Sequence[Lease]) -> list[Lease]:

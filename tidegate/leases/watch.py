@@ -129,7 +129,8 @@ class Watch:
         most_s = self._settings.survey_interval_s
         if _now_s() < self._began_s + _YOUNG_S:
             most_s = min(most_s, _SOON * self._settings.plan_interval_s)
-        self._rest_s = min(2 * self._rest_s, most_s)
+        paid_s = self._survey_units / self._settings.reads_per_s  # so long it waits anyway
+        self._rest_s = min(2 * max(self._rest_s, paid_s), most_s)
         self._survey_due_s = _now_s() + self._rest_s * random.uniform(0.75, 1.25)
 
     def next_s(self) -> float:
