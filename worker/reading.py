@@ -154,7 +154,7 @@ def _child(child: ChildShard) -> Shard:
 
 def _user_records(records: Sequence[Record], hash_range: HashRange | None) -> Sequence[Record]:
     """Aggregates taken apart, everything else as it is. Most pages have no aggregate at all."""
-    if kpl.MAGIC[:1] not in {record.data[:1] for record in records}:
+    if kpl.MAGIC[0] not in {data[0] for data in [record.data for record in records] if data}:
         return records
     return [each for record in records for each in _split(record, hash_range)]
 

@@ -22,7 +22,6 @@ A lease that is asked for counts for the one that asked.
 from __future__ import annotations
 
 from bisect import bisect
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from zlib import crc32
@@ -127,40 +126,61 @@ def plan(
 
 
 def measure(views: Iterable[LeaseView], me: str, now_s: float, expiry_s: float) -> Balance:
-    """Who lives, and what each has to do."""
+    """Who lives, and what each has to do. Every process counts the whole table now and then, so one pass has to do."""
     since_s = now_s - expiry_s
     free: list[LeaseView] = []
     held: list[Lease] = []
+    tallies: dict[str, _Tally] = {me: _Tally()}
     for view in views:
         lease = view.lease
         if lease.checkpoint.position == "SHARD_END":
             continue
-        if view.moved_s <= since_s or (lease.owner is None and lease.checkpoint_owner is None):
+        owner = lease.owner or lease.checkpoint_owner
+        if owner is None or view.moved_s <= since_s:
             free.append(view)
-        else:
-            held.append(lease)
-    return _weighed(me, held, tuple(free))
+            continue
+        held.append(lease)
+        tally = tallies.get(owner)
+        if tally is None:
+            tally = tallies[owner] = _Tally()
+        tally.count += 1
+        if (rate := lease.throughput_kbps) is not None:
+            tally.measured += 1
+            tally.kbps += rate
+            if rate > tally.most_kbps:
+                tally.most_kbps = rate
+    return _weighed(me, tallies, held, tuple(free))
 
 
-def _weighed(me: str, held: Sequence[Lease], free: tuple[LeaseView, ...]) -> Balance:
-    owners = [lease.owner or lease.checkpoint_owner or me for lease in held]
-    counts = Counter(owners)
-    counts.setdefault(me, 0)
-    live = tuple(sorted(counts))
+class _Tally:
+    """What one process holds: leases, those of them that are measured, and what is read under these."""
+
+    __slots__ = ("count", "kbps", "measured", "most_kbps")
+
+    def __init__(self) -> None:
+        self.count = self.measured = 0
+        self.kbps = self.most_kbps = 0.0
+
+
+def _weighed(me: str, tallies: Mapping[str, _Tally], held: Sequence[Lease], free: tuple[LeaseView, ...]) -> Balance:
+    live = tuple(sorted(tallies))
+    counts = {owner: tally.count for owner, tally in tallies.items()}
     total = len(held) + len(free)
     heaviest = max(1.0, total / len(live))
     balance = Balance(me, counts, counts, live, held, free, heaviest=heaviest, mean=total / len(live), total=total)
-    rates = [lease.throughput_kbps for lease in held]
-    measured = [(owner, rate) for owner, rate in zip(owners, rates, strict=True) if rate is not None]
-    kbps = sum(rate for _, rate in measured) / len(measured) if measured else 0.0
+    measured = sum(tally.measured for tally in tallies.values())
+    kbps = sum(tally.kbps for tally in tallies.values()) / measured if measured else 0.0
     if not kbps:
         return balance
-    balance = replace(balance, kbps=kbps, measured=len(measured))
+    balance = replace(balance, kbps=kbps, measured=measured)
     # What is not measured weighs 1, like what is measured and has the mean rate.
-    loads = {owner: float(count) for owner, count in counts.items()}
-    most = (2 * heaviest - 1) * kbps
-    for owner, rate in measured:
-        loads[owner] += 0.5 * (min(rate, most) / kbps - 1.0)
+    loads = {owner: each.count + 0.5 * (each.kbps / kbps - each.measured) for owner, each in tallies.items()}
+    most_kbps = (2 * heaviest - 1) * kbps
+    if any(tally.most_kbps > most_kbps for tally in tallies.values()):
+        for lease in held:
+            rate = lease.throughput_kbps
+            if rate is not None and rate > most_kbps:
+                loads[lease.owner or lease.checkpoint_owner or me] -= 0.5 * (rate - most_kbps) / kbps
     waiting = sum(balance.weight(view.lease) for view in free)
     return replace(balance, loads=loads, mean=(sum(loads.values()) + waiting) / len(live))
 
