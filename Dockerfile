@@ -1,21 +1,26 @@
-# One image for every service: `docker run IMAGE worker`, `… poller`, `… tidegate.cli migrate`.
+# One image for every service: `docker run IMAGE worker`, `… poller`, `… tidegate.cli migrate`. See docs/DEPLOY.md.
 # The base is pinned by digest where it is built: --build-arg BASE=python:3.13-slim@sha256:…
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1
 WORKDIR /src
 RUN python -m venv /opt/tidegate
-COPY requirements/run.txt requirements/run.txt
-RUN /opt/tidegate/bin/pip install --require-hashes --only-binary :all: -r requirements/run.txt
+COPY requirements/run.txt requirements/sbom.py requirements/
+# Only what is in the lock, byte for byte, and nothing that would have to be compiled here; then no more pip.
+RUN /opt/tidegate/bin/pip install --require-hashes --only-binary :all: -r requirements/run.txt \
+ && /opt/tidegate/bin/pip uninstall -q -y pip
 # The services only: neither the embedded stack nor the examples are in the image.
 COPY tidegate /opt/app/tidegate
 COPY worker /opt/app/worker
 COPY poller /opt/app/poller
 COPY api /opt/app/api
-RUN /opt/tidegate/bin/python -m compileall -q /opt/app
+# Bytecode that holds no time, so that the same sources make the same bytes; and what is in the image, as CycloneDX.
+RUN python requirements/sbom.py requirements/run.txt /opt/app/tidegate/__init__.py > /opt/app/sbom.cdx.json \
+ && /opt/tidegate/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/app /opt/tidegate/lib
 
 FROM ${BASE}
+LABEL org.opencontainers.image.title=tidegate org.opencontainers.image.licenses=Apache-2.0
 COPY --from=build /opt/tidegate /opt/tidegate
 COPY --from=build /opt/app /opt/app
 # The user's bubble is a layer on top: FROM this image, COPY the package to /opt/bubble.
