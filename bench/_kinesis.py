@@ -37,9 +37,10 @@ def serving(shards: int, pages: int) -> Iterator[str]:
         # Leaving the block closes its input, which ends it.
 
 
-class _Answers:
-    def __init__(self, shards: int, pages: int) -> None:
-        self._pages = [_http(page(number)) for number in range(pages)] + [_http(last_page(pages))]
+class Answers:
+    def __init__(self, shards: int, pages: list[bytes]) -> None:
+        """`pages` are bodies of GetRecords replies; the last one is the tip."""
+        self._pages = [_http(body) for body in pages]
         width = _LAST_HASH_KEY // shards
         self._shards = [
             {
@@ -56,10 +57,10 @@ class _Answers:
     def of(self, operation: str, asked: dict[str, Any]) -> bytes:
         if operation == "GetRecords":
             return self._pages[int(asked["ShardIterator"])]
-        answers = {"GetShardIterator": self._iterator, "ListShards": self._list, "DescribeStream": self._describe}
+        answers = {"GetShardIterator": self.iterator, "ListShards": self._list, "DescribeStream": self._describe}
         return _http(json.dumps(answers[operation](asked)).encode())
 
-    def _iterator(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def iterator(self, asked: dict[str, Any]) -> dict[str, Any]:
         held = int(asked["StreamName"].removeprefix("pages-"))
         return {"ShardIterator": f"{len(self._pages) - 1 - held:056}"}
 
@@ -75,7 +76,7 @@ class _Answers:
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, answers: _Answers) -> None:
+    def __init__(self, answers: Answers) -> None:
         self._answers = answers
         self._received = bytearray()
 
@@ -103,8 +104,8 @@ def _http(body: bytes) -> bytes:
     return _HEAD % len(body) + body
 
 
-async def _serve(shards: int, pages: int) -> None:
-    answers = _Answers(shards, pages)
+async def serve(answers: Answers) -> None:
+    """Prints the port, then answers until its input ends."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(answers), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -113,4 +114,5 @@ async def _serve(shards: int, pages: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2])))
+    held = int(sys.argv[2])
+    asyncio.run(serve(Answers(int(sys.argv[1]), [*map(page, range(held)), last_page(held)])))

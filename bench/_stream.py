@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Literal
@@ -57,8 +58,12 @@ def event(number: int) -> ChangeEvent:
 def page(number: int) -> bytes:
     """One full GetRecords reply. `number` counts from 0; the next one's iterator is `number + 1`."""
     first = number * PAGE_RECORDS
-    records = [_record(first + offset) for offset in range(PAGE_RECORDS)]
-    return _reply(records, number + 1, _BEHIND_MS)
+    return page_of([(each, event(each)) for each in range(first, first + PAGE_RECORDS)], number + 1)
+
+
+def page_of(sent: Iterable[tuple[int, ChangeEvent]], next_number: int) -> bytes:
+    """A GetRecords reply with these events, each with its place in the shard."""
+    return _reply([_record(place, each) for place, each in sent], next_number, _BEHIND_MS)
 
 
 def last_page(number: int) -> bytes:
@@ -72,10 +77,9 @@ def _reply(records: list[dict[str, object]], next_number: int, behind_ms: int) -
     )
 
 
-def _record(number: int) -> dict[str, object]:
-    sent = event(number)
+def _record(place: int, sent: ChangeEvent) -> dict[str, object]:
     return {
-        "SequenceNumber": str(_FIRST_SEQUENCE + number * 16),
+        "SequenceNumber": str(_FIRST_SEQUENCE + place * 16),
         "ApproximateArrivalTimestamp": _ARRIVED_S,
         "Data": base64.b64encode(codec.encode(sent)).decode(),
         "PartitionKey": str(sent.key),

@@ -1,22 +1,26 @@
 """What bad records cost in a batch of 5,000 that is written to PostgreSQL, against the same batch without any.
 
 For each kind that the database refuses: records a second, and how many statements the batch took, savepoints included.
+The breaker is off. `strict`: the entity asks for strict order per key. `strict-open`: no record is bad, but a dead letter
+of another key is open, so each batch must ask what it holds up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import asyncpg
+from msgspec.structs import replace
 
 from bench import Result
 from local.postgres import Postgres
 from tests.integration.projection_model import TOO_MANY, Fault, Office, Poller
 from tests.integration.worker_rows import SHAPES, batch, create_tables
 from tidegate.database import Connection, Database, DatabaseSettings, connect
+from tidegate.entity import EntityShape
 from worker import dead_letter
 from worker.aurora import AuroraSink
 from worker.batch import Batch
@@ -24,6 +28,9 @@ from worker.batch import Batch
 RECORDS = 5_000
 ROUNDS = 2
 KINDS = (Fault.UNDECODABLE, Fault.NUL, Fault.CHECK)
+STRICT = tuple(replace(shape, is_strict=True) for shape in SHAPES)
+OPEN = "INSERT INTO tidegate.dead_letter (stream, shard_id, sequence_number, sub_sequence, stage, reason, message, entity, \
+key, payload, kind, identity, fingerprint) VALUES ('stream', 's', 1, 0, '', '', '', 'gadget', 'other', '', 'event', '', '')"
 
 
 class Counting(Database):
@@ -67,6 +74,9 @@ async def _measure() -> dict[tuple[str, int], tuple[float, int]]:
             for kind in KINDS:
                 for poison in (1, 10, RECORDS):
                     measured[kind.name.lower(), poison] = await _best(sql, counting, _batch(kind, poison))
+            for poison in (0, 1, 10, RECORDS):
+                measured["strict", poison] = await _best(sql, counting, _batch(Fault.CHECK, poison), STRICT)
+            measured["strict-open", 0] = await _best(sql, counting, _batch(Fault.NUL, 0), STRICT, OPEN)
         await sql.close()
     return measured
 
@@ -80,12 +90,19 @@ def _batch(kind: Fault, poison: int) -> Batch:
     return batch(*payloads)
 
 
-async def _best(sql: asyncpg.Connection[asyncpg.Record], database: Counting, whole: Batch) -> tuple[float, int]:
+async def _best(
+    sql: asyncpg.Connection[asyncpg.Record],
+    database: Counting,
+    whole: Batch,
+    shapes: Sequence[EntityShape] = SHAPES,
+    prepare: str = "SELECT",
+) -> tuple[float, int]:
     """The fewest seconds, and the statements of one."""
     best_s = float("inf")
     for _ in range(ROUNDS):
         await sql.execute("TRUNCATE gadgets, tidegate.shard, tidegate.dead_letter CASCADE")
-        sink = AuroraSink(database, "stream", SHAPES, dead_letter.file)
+        await sql.execute(prepare)
+        sink = AuroraSink(database, "stream", shapes, dead_letter.file)
         await sink.register([whole.shard_id], [], [])
         await sink.open(whole.shard_id, 1)
         database.statements, started_s = 0, time.perf_counter()

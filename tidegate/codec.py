@@ -19,8 +19,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import repeat
 from operator import itemgetter
 from typing import Any, ClassVar, Literal, Union, cast
 
@@ -28,6 +30,7 @@ import msgspec
 from msgspec import field
 from msgspec.structs import force_setattr
 
+from tidegate import claim
 from tidegate.entity import Entity, EntityShape, describe, tolerant
 from tidegate.errors import Rejected
 from tidegate.event import Cause, ChangeEvent, EntityKey, Operation, QuarantineRecord, StreamEvent, Version, Watermark
@@ -63,6 +66,7 @@ class _QuarantineData(msgspec.Struct, kw_only=True):
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Envelope)
+_parts = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _OPERATIONS = {operation.value: operation for operation in Operation}
 _VERSION = re.compile(r"[0-9]{1,19}(?:\.[0-9]{1,19}){4}")
 # What a bigint column holds.
@@ -78,11 +82,18 @@ def decode(data: bytes) -> StreamEvent:
     """The event in one record.
 
     Raises:
-        Rejected: reason `undecodable` (not JSON, not CloudEvents 1.0) or `unknown_type`.
+        Rejected: reason `undecodable` (not JSON, not CloudEvents 1.0), `unknown_type`, or `claim_unresolved` (a reference
+            to a record that is kept elsewhere, see `tidegate.claim`).
     """
+    if claim.is_claim(data):
+        raise Rejected(
+            "claim_unresolved",
+            "the record is a reference to an S3 object that was not read, or is not there; give the workers the pollers' "
+            "TIDEGATE_CLAIM_BUCKET, then replay this letter",
+        )
     try:
         _check_text(data)
-        envelope = _decoder.decode(data)
+        envelope = _read(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # RecursionError: arrays in arrays without end are somebody's garbage, not a bug of ours.
         raise Rejected("undecodable", f"not a CloudEvent: {error}") from error
@@ -93,6 +104,28 @@ def decode(data: bytes) -> StreamEvent:
     if envelope.type == _QUARANTINE:
         return _quarantine(envelope)
     return _change(envelope)
+
+
+def _read(data: bytes) -> _Envelope:
+    """Raises msgspec.DecodeError. Numbers that Python has no value for are for the entity's types to judge, if anybody."""
+    try:
+        return _decoder.decode(data)
+    except msgspec.ValidationError:
+        parts: dict[str, Any] = _parts.decode(data)
+        payload = bytes(parts.get("data", b""))
+        if not payload.startswith(b"{"):
+            raise
+        envelope = _decoder.decode(_encoder.encode(parts | {"data": None}))
+        envelope.data = {name: _value(text) for name, text in _parts.decode(payload).items()}
+        return envelope
+
+
+def _value(text: msgspec.Raw) -> Any:
+    """What the JSON text says; the text itself where it holds a number such as 1e999, for it is encoded as it stood."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.ValidationError:
+        return text.copy()
 
 
 def _check_text(data: bytes) -> None:
@@ -326,6 +359,5 @@ def _settle_versions(changes: Sequence[TypedChange]) -> bool:
         numbers = _versions.decode(b"[[%b]]" % joined.replace(b",", b"],[").replace(b".", b","))
     except msgspec.DecodeError:
         return False
-    for change, version in zip(changes, numbers, strict=True):
-        force_setattr(change, "version", version)
+    deque(map(force_setattr, changes, repeat("version"), numbers), maxlen=0)
     return True

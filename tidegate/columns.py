@@ -27,7 +27,7 @@ TYPES: Mapping[Kind, str] = {
 OWN: Mapping[str, str] = {
     "_generation": "bigint", "_source_version": "bigint", "_epoch": "bigint", "_read": "bigint", "_translation": "bigint",
     "_deleted": "boolean", "_event_id": "text", "_occurred_at": "timestamp with time zone",
-    "_projected_at": "timestamp with time zone",
+    "_projected_at": "timestamp with time zone", "_changed": "bigint",
 }  # fmt: skip
 """The columns that every entity table has beside its fields."""
 

@@ -42,6 +42,22 @@ class Reader(msgspec.Struct, frozen=True):
     fields: tuple[str, ...] = ()
 
 
+class Embed(msgspec.Struct, frozen=True, kw_only=True):
+    """Related rows that the API shows within a row when asked to (`?embed=name`), as far as the caller may see them.
+
+    name        what they are called there
+    collection  whose rows they are
+    field       to one: my field that holds the other row's key; null is shown where there is none
+    by          to many: the other's field that holds my key; the first `most` of them are shown, by key
+    """
+
+    name: str
+    collection: str
+    field: str | None = None
+    by: str | None = None
+    most: int = 20
+
+
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """What an entity says about itself beside its fields.
 
@@ -50,12 +66,24 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     version     the field with the back office's revision (int) or modification time (datetime); None when
                 it has neither, then the order of observation decides
     readers     who may see a row; a caller that matches none sees nothing
+    filters     fields by which the API filters (`?status=delivered&changed_at.gte=…`)
+    sorts       fields by which it sorts, besides the key
+    embeds      related rows that it shows within a row
+    indexes     fields whose filters or order must stay fast over many visible rows; each makes every write dearer
+    strict_order
+                whether no change of a row may be applied while an older one of it is a dead letter: later ones are
+                parked until a person has replayed, mended or dropped it. Else a newer change takes its place
     """
 
     collection: str
     key: str
     version: str | None = None
     readers: tuple[Reader, ...] = ()
+    filters: tuple[str, ...] = ()
+    sorts: tuple[str, ...] = ()
+    embeds: tuple[Embed, ...] = ()
+    indexes: tuple[str, ...] = ()
+    strict_order: bool = False
 
 
 class Entity(msgspec.Struct, kw_only=True):
@@ -127,6 +155,11 @@ class EntityShape(msgspec.Struct, frozen=True):
     fields: tuple[Field, ...]
     readers: tuple[Reader, ...]
     title: str
+    filters: tuple[Field, ...] = ()
+    sorts: tuple[Field, ...] = ()
+    embeds: tuple[Embed, ...] = ()
+    indexes: tuple[str, ...] = ()
+    is_strict: bool = False
 
     def field(self, name: str) -> Field:
         return next(field for field in self.fields if field.name == name)
@@ -172,6 +205,11 @@ def describe(cls: type[Entity]) -> EntityShape:
         fields=fields,
         readers=_readers(cls, meta, by_name),
         title=(cls.__doc__ or cls.__name__).strip().splitlines()[0],
+        filters=tuple(_lookup(cls, "meta.filters", name, by_name) for name in meta.filters),
+        sorts=tuple(_lookup(cls, "meta.sorts", name, by_name) for name in meta.sorts),
+        embeds=tuple(_embed(cls, embed, by_name) for embed in meta.embeds),
+        indexes=tuple(_lookup(cls, "meta.indexes", name, by_name).name for name in meta.indexes),
+        is_strict=meta.strict_order,
     )
 
 
@@ -235,6 +273,13 @@ def _key_field(cls: type[Entity], meta: Meta, by_name: Mapping[str, Field]) -> F
             f"{cls.__name__}.{key.name}: a key must be str, int or UUID and never None; "
             "join several key columns into one text in the translator"
         )
+    hint = typing.get_type_hints(cls)[key.name]
+    # An event names its row by str(key), and `str(Colour.RED)` is "Colour.RED", which no row is called.
+    if isinstance(hint, type) and issubclass(hint, Enum) and any(str(member) != member.value for member in hint):
+        raise BubbleError(
+            f"{cls.__name__}.{key.name}: a key of the type {hint.__name__} would never be found, for the text of its "
+            f"members is not their value; make {hint.__name__} a StrEnum, or the key a str"
+        )
     return key
 
 
@@ -263,3 +308,21 @@ def _readers(cls: type[Entity], meta: Meta, by_name: Mapping[str, Field]) -> tup
             if field.kind not in (Kind.TEXT, Kind.INTEGER, Kind.UUID):
                 raise BubbleError(f"{cls.__name__}.{name}: a reader's field must be str, int or UUID")
     return meta.readers
+
+
+_MOST_EMBEDDED = 100
+
+
+def _embed(cls: type[Entity], embed: Embed, by_name: Mapping[str, Field]) -> Embed:
+    """What can be told without the other entity; `tidegate.bubble.check` does the rest."""
+    name = f"{cls.__name__}: Embed({embed.name!r})"
+    _check_name(cls, f"the name of {embed.name!r} in meta.embeds", embed.name, _NAME)
+    if embed.name in by_name or sum(other.name == embed.name for other in cls.meta.embeds) > 1:
+        raise BubbleError(f"{name}: the name is a field's or another embed's; give it one of its own")
+    if (embed.field is None) == (embed.by is None):
+        raise BubbleError(f"{name}: say either `field` (to one row) or `by` (to many)")
+    if embed.field is not None:
+        _lookup(cls, f"Embed({embed.name!r})", embed.field, by_name)
+    if not 1 <= embed.most <= _MOST_EMBEDDED:
+        raise BubbleError(f"{name}: most is {embed.most}; it must be from 1 to {_MOST_EMBEDDED}")
+    return embed

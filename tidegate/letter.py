@@ -88,6 +88,15 @@ def _digest(kind: LetterKind, *parts: str | bytes | None) -> str:
     return hashed.hexdigest()
 
 
+def storable(text: str, characters: int) -> str:
+    """The text as a column of names has it: PostgreSQL's text refuses NUL, and indexes bound the length."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:characters]
+
+
+NAME_CHARACTERS = 512
+"""Names stand in indexes of several columns, whose entries hold about 2,700 bytes. Real ones are far shorter."""
+
+
 _VALUES: Iterable[tuple[re.Pattern[str], str]] = (
     # PostgreSQL quotes names and values alike; the names say which rule was broken and stay.
     (re.compile(r'\b((?:constraint|relation|column|table|type|index) "[^"]*")|(?<!\w)"(?:\\.|[^"\\])*"'), r"\1"),

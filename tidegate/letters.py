@@ -19,7 +19,10 @@ from tidegate.letter import LetterKind, Resolution
 
 
 class Selection(Struct, frozen=True, kw_only=True):
-    """Which letters: those that meet every part. `since`, `until`: it was met at some time in between."""
+    """Which letters: those that meet every part. `since`, `until`: it was met at some time in between.
+
+    `parked`: only those that wait for others of their key (True), only the others (False), or both (None).
+    """
 
     ids: tuple[int, ...] = ()
     groups: tuple[str, ...] = ()
@@ -30,12 +33,13 @@ class Selection(Struct, frozen=True, kw_only=True):
     reason: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    parked: bool | None = None
     resolved: bool = False
 
     @property
     def is_everything(self) -> bool:
-        """Whether nothing narrows it but that a letter be open."""
-        return self == Selection(resolved=self.resolved)
+        """Whether nothing narrows it but that a letter be open, and does not wait for others."""
+        return self == Selection(resolved=self.resolved, parked=self.parked) and not self.parked
 
     def where(self) -> tuple[str, list[Any]]:
         """The condition in SQL, and its arguments from $1 on."""
@@ -50,11 +54,13 @@ class Selection(Struct, frozen=True, kw_only=True):
         conditions = [text.format(f"${number}") for number, (text, _) in enumerate(given, 1)]
         if not self.resolved:
             conditions.append("resolved_at IS NULL")
+        if self.parked is not None:
+            conditions.append(f"parked_at IS {'NOT ' if self.parked else ''}NULL")
         return " AND ".join(conditions) or "true", [value for _, value in given]
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """Letters that failed for one reason. `example` is the newest of them."""
+    """Letters that failed for one reason. `example` is the newest of them, `waiting` how many changes wait for them."""
 
     fingerprint: str
     kind: LetterKind
@@ -63,6 +69,7 @@ class Group(Struct, frozen=True, kw_only=True):
     entity: str | None
     letters: int
     replayed: int
+    waiting: int
     first_seen_at: datetime
     last_seen_at: datetime
     example: int
@@ -95,6 +102,7 @@ class Letter(Struct, frozen=True, kw_only=True):
     replays: int
     edited_at: datetime | None
     edited_by: str | None
+    parked_at: datetime | None
     resolved_at: datetime | None
     resolution: str | None
     resolved_by: str | None
@@ -103,9 +111,11 @@ class Letter(Struct, frozen=True, kw_only=True):
 
     @property
     def state(self) -> str:
-        """`open`, `replayed` (not met since), `failed again`, or why it is closed."""
+        """`open`, `replayed` (not met since), `failed again`, `parked`, or why it is closed."""
         if self.resolved_at is not None:
             return self.resolution or "resolved"
+        if self.parked_at is not None:
+            return "parked"
         if self.replayed_at is None:
             return "open"
         return "replayed" if self.replayed_at > self.last_seen_at else "failed again"
@@ -124,12 +134,20 @@ async def groups(connection: Connection, selection: Selection, limit: int) -> li
     where, arguments = selection.where()
     rows = await connection.fetch(
         f"""
+        WITH chosen AS (SELECT * FROM tidegate.dead_letter WHERE {where}),
+        held AS (SELECT DISTINCT fingerprint, entity, key FROM chosen
+                 WHERE resolved_at IS NULL AND parked_at IS NULL AND key IS NOT NULL),
+        behind AS (SELECT held.fingerprint, count(*) AS waiting FROM held
+                   JOIN tidegate.dead_letter AS parked ON parked.resolved_at IS NULL AND parked.parked_at IS NOT NULL
+                    AND parked.entity = held.entity AND parked.key = held.key
+                   GROUP BY held.fingerprint)
         SELECT fingerprint, min(kind) AS kind, min(stage) AS stage, min(reason) AS reason, min(entity) AS entity,
                count(*) AS letters, count(*) FILTER (WHERE replayed_at > last_seen_at) AS replayed,
+               coalesce(min(waiting), 0) AS waiting,
                min(first_seen_at) AS first_seen_at, max(last_seen_at) AS last_seen_at,
                (array_agg(id ORDER BY last_seen_at DESC, id DESC))[1] AS example,
                (array_agg(message ORDER BY last_seen_at DESC, id DESC))[1] AS message
-        FROM tidegate.dead_letter WHERE {where}
+        FROM chosen LEFT JOIN behind USING (fingerprint)
         GROUP BY fingerprint ORDER BY count(*) DESC, fingerprint LIMIT ${len(arguments) + 1}
         """,
         *arguments,
@@ -153,6 +171,34 @@ async def find(
         limit,
     )
     return [_letter(dict(row)) for row in rows]
+
+
+async def waiting(connection: Connection, found: Sequence[Letter]) -> dict[int, int]:
+    """How many changes wait for each of the letters, by id; without those that nothing waits for."""
+    rows = await connection.fetch(
+        """
+        SELECT failed.id, count(*) FROM tidegate.dead_letter AS failed
+        JOIN tidegate.dead_letter AS parked ON parked.resolved_at IS NULL AND parked.parked_at IS NOT NULL
+         AND parked.entity = failed.entity AND parked.key = failed.key
+         AND (failed.version IS NULL OR parked.version > failed.version)
+        WHERE failed.id = ANY ($1::bigint[]) AND failed.resolved_at IS NULL AND failed.parked_at IS NULL
+        GROUP BY failed.id
+        """,
+        [letter.id for letter in found],
+    )
+    return {row["id"]: row["count"] for row in rows}
+
+
+async def holding(connection: Connection, parked: Letter) -> list[int]:
+    """The failures that a parked letter waits for, oldest first."""
+    rows = await connection.fetch(
+        "SELECT id FROM tidegate.dead_letter WHERE resolved_at IS NULL AND parked_at IS NULL AND entity = $1 AND key = $2 "
+        "AND (version IS NULL OR version <= $3::bigint[]) ORDER BY version NULLS LAST, id",
+        parked.entity,
+        parked.key,
+        None if parked.version is None else list(parked.version),
+    )
+    return [row["id"] for row in rows]
 
 
 async def get(connection: Connection, number: int) -> Letter:

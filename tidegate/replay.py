@@ -62,10 +62,12 @@ class Pace:
 def record_of(letter: Letter) -> tuple[Record, ChangeEvent]:
     """What a replay of the letter sends.
 
-    Raises Rejected: reason `gap`, `row`, `resolved`, `unreadable` or `watermark`, with what to do instead.
+    Raises Rejected: reason `gap`, `row`, `resolved`, `parked`, `unreadable` or `watermark`, with what to do instead.
     """
     if letter.resolved_at is not None:
         raise Rejected("resolved", "it is resolved; nothing is missing")
+    if letter.parked_at is not None:
+        raise Rejected("parked", "it waits for older letters of its key and follows by itself; see `dead-letters show`")
     if letter.kind is LetterKind.GAP:
         raise Rejected("gap", "a gap holds no record; republish the sources (TIDEGATE_REPUBLISH), then drop it")
     data = letter.record

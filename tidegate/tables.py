@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
 from tidegate.columns import COMPLETENESS
@@ -113,8 +114,8 @@ def tombstone_index(shape: EntityShape) -> str:
 
 
 def _reader_indexes(shape: EntityShape) -> Iterable[sa.Index]:
-    """Row-level security looks rows up by these fields on every read."""
-    fields = sorted({name for reader in shape.readers for name in reader.fields if name != shape.key.name})
+    """Row-level security looks rows up by these fields on every read; others are declared."""
+    fields = sorted({*shape.indexes, *(name for reader in shape.readers for name in reader.fields)} - {shape.key.name})
     return [sa.Index(f"{shape.table}_{name}_key", name, shape.key.name) for name in fields]
 
 
@@ -192,9 +193,22 @@ dead_letter = sa.Table(
     sa.Column("edited_identity", sa.Text(), nullable=True),
     sa.Column("edited_at", sa.DateTime(timezone=True), nullable=True),
     sa.Column("edited_by", sa.Text(), nullable=True),
+    # Strict order: nothing is known to be wrong with it, it waits since then for the older letters of its key.
+    sa.Column("parked_at", sa.DateTime(timezone=True), nullable=True),
     sa.UniqueConstraint("stream", "identity", name="dead_letter_identity_key"),
+    # The version, to find the oldest letter of a key behind which thousands may wait.
     sa.Index(
-        "dead_letter_open_key", "entity", "key", postgresql_where=sa.text("resolved_at IS NULL AND key IS NOT NULL")
+        "dead_letter_open_version",
+        "entity",
+        "key",
+        "version",
+        postgresql_where=sa.text("resolved_at IS NULL AND key IS NOT NULL"),
+    ),
+    sa.Index(
+        "dead_letter_parked",
+        "entity",
+        "key",
+        postgresql_where=sa.text("resolved_at IS NULL AND parked_at IS NOT NULL"),
     ),
     sa.Index("dead_letter_open_source", "source", "reason", postgresql_where=sa.text("resolved_at IS NULL")),
     sa.Index("dead_letter_fingerprint", "fingerprint"),
@@ -252,4 +266,49 @@ outbox = sa.Table(
     sa.Index("outbox_dead", "destination", postgresql_where=sa.text("state = 'dead'")),
     sa.Index("outbox_answered", "answered_at", postgresql_where=sa.text("state IN ('sent', 'discarded')")),
     comment="Applied changes on their way to the destinations of the bubble, written with the rows that they changed.",
+)
+
+departure = sa.Table(
+    "departure",
+    operational,
+    sa.Column("id", sa.BigInteger(), sa.Identity(), primary_key=True),
+    sa.Column("relation", sa.Text(), nullable=False),
+    sa.Column("key", sa.Text(), nullable=False),
+    # The transaction in which the row left.
+    sa.Column("xid", sa.BigInteger(), nullable=False),
+    # Kind of viewer → the ids that could see the row, or true for all of the kind.
+    sa.Column("seen_by", JSONB(), nullable=False),
+    sa.Column("left_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Index("departure_place", "relation", "xid", "key"),
+    sa.Index("departure_age", "left_at"),
+    comment="Rows that were deleted or left somebody's view, for those who had seen them. Kept for some days.",
+)
+
+inbound = sa.Table(
+    "inbound",
+    operational,
+    sa.Column("id", sa.BigInteger(), sa.Identity(), primary_key=True),
+    # A hash of source, subject and event id: the same event twice is once.
+    sa.Column("identity", sa.Text(), nullable=False),
+    sa.Column("event_id", sa.Text(), nullable=False),
+    sa.Column("event_type", sa.Text(), nullable=False),
+    sa.Column("source", sa.Text(), nullable=False),
+    sa.Column("subject", sa.Text(), nullable=False),
+    # Kind of viewer → ids, as the sender's token named them.
+    sa.Column("viewers", JSONB(), nullable=False),
+    sa.Column("occurred_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("filed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("data", JSONB(), nullable=False),
+    sa.UniqueConstraint("identity", name="inbound_identity_key"),
+    sa.Index("inbound_type", "event_type", "id"),
+    sa.Index("inbound_subject", "subject"),
+    comment="Events that came in at the edge, each once. Whoever handles them deletes them.",
+)
+
+inbound_stream = sa.Table(
+    "inbound_stream",
+    operational,
+    sa.Column("stream", sa.Text(), primary_key=True),
+    comment="Streams of arrivals: their shards say nothing of how fresh the back offices' rows are.",
 )

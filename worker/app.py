@@ -4,6 +4,7 @@ health server
 ├── coordinator: takes leases, and runs one consumer for each
 │   └── consumer: reader (Kinesis, polled or pushed) → sink (Aurora PostgreSQL, the outbox in it)
 ├── dispatch: outbox → destinations (webhooks)
+├── drain: parked changes → tables, where an entity asks for strict order
 ├── watch: says on /readyz whether the database takes writes
 └── housekeeping: deletes old tombstones and resolved dead letters
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -35,20 +37,22 @@ from tidegate.leases import (
     owner_name,
     planner,
 )
-from tidegate.settings import AwsSettings, read
+from tidegate.settings import AwsSettings, read, unpack
 from tidegate.tables import fingerprint
 from worker import dead_letter, webhook
 from worker.aurora import AuroraSink
+from worker.claims import S3Claims
 from worker.consumer import Consumer
 from worker.dead_letter import Breaker
 from worker.decode import Decoder
 from worker.dispatch import Dispatch
+from worker.drain import Drain
 from worker.fanout import FanOutReader, registered
 from worker.housekeeping import Housekeeping
 from worker.memory import ReadMemory
 from worker.origin import OriginKeeper
 from worker.outbox import PostgresOutbox
-from worker.ports import RecordReader, Sink
+from worker.ports import Claims, RecordDecoder, RecordReader, Sink
 from worker.reader import KinesisReader
 from worker.reading import StartTimes
 from worker.routes import Routes
@@ -60,7 +64,7 @@ from worker.watch import DatabaseWatch
 log = telemetry.get_logger(__name__)
 
 _START_RETRY_MAX_S = 5.0
-_FIRST = {"TRIM_HORIZON": TRIM_HORIZON, "LATEST": LATEST, "AT_TIMESTAMP": AT_TIMESTAMP}
+FIRST = {"TRIM_HORIZON": TRIM_HORIZON, "LATEST": LATEST, "AT_TIMESTAMP": AT_TIMESTAMP}
 
 
 async def run(stop: asyncio.Event) -> None:
@@ -69,15 +73,17 @@ async def run(stop: asyncio.Event) -> None:
     Raises Fatal for wrong settings, a wrong bubble, a stream that is not there or that was created anew, or a database
     that was not migrated.
     """
+    unpack(os.environ)
     settings = read(WorkerSettings, os.environ)
     loaded = bubble.load(settings.bubble)
     readiness = health.Readiness("leases", "stream", "database")
     async with (
         health.serving(settings.health, readiness, service=settings.name) as port,
         connect(settings.database_url.reveal(), settings.database, f"worker {fingerprint(loaded.shapes)}") as database,
-        aws.client("kinesis", _connections(settings)) as kinesis,
+        aws.client("kinesis", connections(settings)) as kinesis,
         aws.client("dynamodb", settings.aws) as dynamodb,
         webhook.connect(loaded.destinations, os.environ) as destinations,
+        _claims(settings) as claims,
     ):
         stream = KinesisStream(kinesis, settings.stream)
         log.info(telemetry.WORKER_STARTED, stream=stream.name, bubble=loaded.name, health_port=port)
@@ -89,23 +95,44 @@ async def run(stop: asyncio.Event) -> None:
         made: list[RecordReader] = []
 
         async def make_reader() -> None:
-            made.append(await _reader(settings, kinesis, stream, origins))
+            made.append(await open_reader(settings, kinesis, stream, origins))
 
         for part, prepare in (("leases", store.ensure_table), ("stream", make_reader), ("database", sink.check)):
-            if not await _prepared(prepare, partial(readiness.no, part), stop):
+            if not await prepared(prepare, partial(readiness.no, part), stop):
                 return
             readiness.yes(part)
-        discovery = Discovery(stream, sink, origins, _FIRST[settings.start_position])
+        discovery = Discovery(stream, sink, origins, FIRST[settings.start_position])
         housekeeping = Housekeeping(database, loaded.shapes, settings.retention, stream.retention_hours)
         lifecycle.settle_memory()
         watch = DatabaseWatch(
             database, settings.watch, partial(readiness.yes, "database"), partial(readiness.no, "database")
         )
-        async with watch.watching(), dispatch.delivering(stop), housekeeping.keeping(stop):
-            await _coordinator(settings, loaded, made[-1], sink, store, discovery).run(stop)
+        decoder = Decoder(loaded.entities)
+        drain = _drain(sink, decoder, loaded, settings, stop)
+        async with watch.watching(), dispatch.delivering(stop), housekeeping.keeping(stop), drain:
+            await coordinator(settings, decoder, made[-1], sink, store, discovery, claims).run(stop)
 
 
-def _connections(settings: WorkerSettings) -> AwsSettings:
+def _drain(
+    sink: AuroraSink, decoder: Decoder, loaded: Bubble, settings: WorkerSettings, stop: asyncio.Event
+) -> AbstractAsyncContextManager[None]:
+    """Nothing to do where no entity asks for strict order."""
+    if not any(shape.is_strict for shape in loaded.shapes):
+        return nullcontext()
+    return Drain(sink, decoder.decode_all, settings.drain).draining(stop)
+
+
+@asynccontextmanager
+async def _claims(settings: WorkerSettings) -> AsyncIterator[Claims | None]:
+    """None when no bucket is named."""
+    if settings.claim_bucket is None:
+        yield None
+        return
+    async with aws.client("s3", settings.aws) as client:
+        yield S3Claims(client, settings.claim_bucket)
+
+
+def connections(settings: WorkerSettings) -> AwsSettings:
     """One try a call: reading has its own retries, which know the shard's pace and are counted.
 
     A subscription keeps its connection, so fan-out needs one for each shard and some for other calls.
@@ -114,7 +141,9 @@ def _connections(settings: WorkerSettings) -> AwsSettings:
     return replace(settings.aws, max_attempts=1, pool_size=settings.aws.pool_size + subscriptions)
 
 
-async def _reader(settings: WorkerSettings, kinesis: Any, stream: KinesisStream, origins: OriginKeeper) -> RecordReader:
+async def open_reader(
+    settings: WorkerSettings, kinesis: Any, stream: KinesisStream, origins: OriginKeeper
+) -> RecordReader:
     """The way to read that the settings ask for. Raises Transient (try again) or Fatal."""
     origin, _ = await origins.check()
     described = await stream.describe()
@@ -128,30 +157,32 @@ async def _reader(settings: WorkerSettings, kinesis: Any, stream: KinesisStream,
     return FanOutReader(kinesis, stream, consumer, settings.read, memory, times)
 
 
-def _coordinator(
+def coordinator(
     settings: WorkerSettings,
-    loaded: Bubble,
+    decoder: RecordDecoder,
     reader: RecordReader,
     sink: Sink,
     store: LeaseStore,
     discovery: Discovery,
+    claims: Claims | None = None,
 ) -> Coordinator:
     """The adapters, joined to what takes leases and works on them."""
     consumer = Consumer(
         reader=reader,
         sink=sink,
-        decoder=Decoder(loaded.entities),
+        decoder=decoder,
         breaker=Breaker(settings.reject),
         batch=settings.batch,
         settings=settings.consumer,
         register=discovery.register,
         list_leases=store.scan,
+        claims=claims,
     )
     owner = owner_name(settings.name)
     return Coordinator(store, owner, settings.leases, consumer.run, discover=discovery.leases)
 
 
-async def _prepared(prepare: Callable[[], Awaitable[None]], waits: Callable[[str], None], stop: asyncio.Event) -> bool:
+async def prepared(prepare: Callable[[], Awaitable[None]], waits: Callable[[str], None], stop: asyncio.Event) -> bool:
     """Wait until a store can be used, for as long as it takes; False when asked to stop before."""
     wait_s = 0.1
     while not stop.is_set():

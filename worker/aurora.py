@@ -2,7 +2,8 @@
 
 The order inside the transaction: the fence (which locks the shard's row, so that two writers of one shard queue
 up), the rows of each entity sorted by key, the watermarks, the dead letters, and those letters that the rows make
-good; last, for each applied change that a destination wants, its place in the outbox. First everything is tried at
+good; last, for each applied change that a destination wants, its place in the outbox. Where an entity asks for strict
+order, what must wait for a dead letter is filed instead of written (`worker.parking`). First everything is tried at
 once. Only when the database rejects a value is the batch written again, this time with a savepoint: as many rows in
 a step as the steps before let hope for, until those at fault have stood alone and are filed.
 """
@@ -16,13 +17,15 @@ from typing import Any
 from tidegate import columns
 from tidegate.database import MIGRATE_HINT, Connection, Database, database_errors
 from tidegate.entity import EntityShape
-from tidegate.errors import Fatal, Rejected, Superseded
+from tidegate.errors import Fatal, Rejected, Superseded, Transient
 from tidegate.event import EntityKey
-from worker import statements
+from worker import parking, statements
 from worker.batch import Batch, Change, DeadLetter, Position, coalesce, newest_marks
+from worker.counting import Counting
 from worker.decode import rejected
-from worker.ports import ShardState, WriteResult
+from worker.ports import Decode, DrainStep, ShardState, WriteResult
 from worker.routes import NO_ROUTES, Routes
+from worker.settled import Settled, failed
 from worker.statements import EntityStatements
 
 File = Callable[[Connection, str, str, Sequence[DeadLetter]], Awaitable[None]]
@@ -55,9 +58,13 @@ class AuroraSink:
         self._stream = stream
         self._shapes = tuple(shapes)
         self._statements = {shape.name: EntityStatements(shape) for shape in self._shapes}
+        self._settled = [Settled(shape) for shape in self._shapes]
+        self._strict = frozenset(shape.name for shape in self._shapes if shape.is_strict)
         self._file = file
         self._routes = routes
         self._queued = queued
+        # Shards that were just opened, or whose last batch was in the table already: the next may be as well.
+        self._replaying: set[str] = set()
 
     async def check(self) -> None:
         """Raises Fatal when a table is missing or has other columns than this bubble, Transient when nobody answers."""
@@ -67,7 +74,8 @@ class AuroraSink:
             if faults := list(columns.faults(self._shapes, found)):
                 raise Fatal(f"the database is not of this release's shape: {'; '.join(faults)}; {MIGRATE_HINT}")
             for prepared in self._statements.values():
-                await connection.prepare(prepared.upsert)
+                for text in (prepared.upsert, prepared.count, prepared.held):
+                    await connection.prepare(text)
             for text in (statements.FENCE, statements.MARKS, statements.FILE, statements.RESOLVE, statements.QUEUE):
                 await connection.prepare(text)
 
@@ -88,6 +96,7 @@ class AuroraSink:
             row = await connection.fetchrow(statements.STATE, self._stream, shard_id)
         if row is None:
             return None
+        self._replaying.add(shard_id)
         sequence, sub, stored_counter = row
         return ShardState(None if sequence is None else Position(int(sequence), sub), stored_counter)
 
@@ -107,6 +116,31 @@ class AuroraSink:
             await self._lock(connection, shard_id, counter)
             await self._file(connection, self._stream, shard_id, [letter])
 
+    async def ready(self, most: int) -> list[EntityKey]:
+        async with self._database.transaction("look for parked changes") as connection:
+            rows = await connection.fetch(parking.READY, sorted(self._strict), most)
+        return [EntityKey(*row) for row in rows]
+
+    async def drain(self, key: EntityKey, decode: Decode, most: DrainStep) -> WriteResult | None:
+        try:
+            return await self._drain(key, decode, most, careful=False)
+        except Rejected:
+            pass
+        try:
+            return await self._drain(key, decode, most, careful=True)
+        except Rejected as error:
+            raise Fatal(f"the database rejects the bookkeeping of what waits of {key.entity}: {error}") from error
+
+    async def settle(self) -> None:
+        async with self._database.transaction("look for dead letters that miss nothing") as connection:
+            rows = await connection.fetch(parking.STUCK, sorted(self._strict))
+            await self._settle(connection, self._stream, [EntityKey(*row) for row in rows])
+
+    async def look(self) -> dict[str, tuple[int, float]]:
+        async with self._database.transaction("count parked changes") as connection:
+            rows = await connection.fetch(parking.LOOK, sorted(self._strict))
+        return dict.fromkeys(sorted(self._strict), (0, 0.0)) | {name: (count, age_s) for name, count, age_s in rows}
+
     async def end(self, shard_id: str, counter: int, child_ids: Sequence[str]) -> None:
         async with self._database.transaction(f"end shard {shard_id}") as connection:
             await connection.execute(statements.LOCK_FAMILY, self._stream)
@@ -115,24 +149,92 @@ class AuroraSink:
             await connection.execute(statements.ADD, self._stream, sorted(child_ids))
             await connection.execute(statements.INHERIT, self._stream, shard_id, sorted(child_ids))
             await connection.execute(statements.REMOVE_SHARD, self._stream, shard_id)
+        self._replaying.discard(shard_id)
 
     async def _write(self, batch: Batch, counter: int, *, careful: bool) -> WriteResult:
         async with self._database.transaction(f"write a batch of {batch.shard_id}") as connection:
-            has_open = await self._fence(connection, batch, counter)
+            has_open = await self._fence(connection, batch, counter) or bool(batch.dead)
+            holding, others = parking.sifted(batch.dead, self._strict)
+            # What they hold up the table tells: an old one, or one that a person closed, holds up nothing.
+            await self._bury(connection, self._stream, batch.shard_id, holding)
+            changes, waiting = await self._in_order(connection, batch.changes, has_open=has_open)
             projection = _Projection(connection, self._statements, self._routes, careful=careful)
-            result = await projection.write(batch.changes)
+            whole = parking.repeated(changes, self._strict)
+            if careful or has_open or whole or projection.wanted(changes):
+                result = await projection.write(changes, whole)
+            else:
+                result = await self._count(connection, batch.shard_id, changes)
             if marks := newest_marks(batch.marks):
                 as_of = [mark.as_of for mark in marks.values()]
                 await connection.execute(statements.MARKS, self._stream, batch.shard_id, list(marks), as_of)
-            letters = [*batch.dead, *projection.refused]
-            await self._file(connection, self._stream, batch.shard_id, letters)
-            if projection.written and (has_open or letters):
-                given = statements.resolving(projection.written, projection.stale)
-                await connection.execute(statements.RESOLVE, self._stream, *given)
+            parked = [parking.letter(change) for change in (*waiting, *projection.waiting)]
+            letters = [*others, *projection.refused, *parked]
+            await self._bury(connection, self._stream, batch.shard_id, letters)
+            if has_open or letters:
+                await self._resolve(connection, projection)
             counts = await self._queue(connection, projection.applied)
         if counts:
             self._queued(counts)
-        return result._replace(rejected=len(batch.dead) + len(projection.refused))
+        return result._replace(rejected=len(batch.dead) + len(projection.refused), parked=len(parked))
+
+    async def _count(self, connection: Connection, shard_id: str, changes: Sequence[Change]) -> WriteResult:
+        counting = Counting(connection, self._statements, is_replay=shard_id in self._replaying)
+        result = await counting.write(changes)
+        if counting.has_written:
+            self._replaying.discard(shard_id)
+        elif changes:
+            self._replaying.add(shard_id)
+        return result
+
+    async def _in_order(self, connection: Connection, changes: Sequence[Change], *, has_open: bool) -> parking.Split:
+        """What strict order lets pass, and what must wait for a dead letter."""
+        if not (has_open and self._strict):
+            return parking.Split(changes, ())
+        keys = parking.strict_keys(changes, self._strict)
+        held = await connection.fetch(parking.HOLDS, self._stream, *parking.asking(keys))
+        return parking.split(changes, keys, held)
+
+    async def _bury(self, connection: Connection, stream: str, shard_id: str, letters: Sequence[DeadLetter]) -> None:
+        """File the letters. Those that the table is past already, late ones for example, are closed at once."""
+        if not letters:
+            return
+        if stripes := parking.stripes(letters, self._strict):
+            await connection.execute(parking.LOCK, stripes)
+        await self._file(connection, stream, shard_id, letters)
+        await self._settle(connection, stream, failed(letters))
+
+    async def _settle(self, connection: Connection, stream: str, names: Sequence[EntityKey]) -> None:
+        """Close the letters of these rows that the table is past already."""
+        for settled in self._settled:
+            if names and (keys := settled.keys_of(names)):
+                given = settled.resolving(await connection.fetch(settled.stored, keys))
+                await connection.execute(statements.RESOLVE, stream, *given)
+
+    async def _resolve(self, connection: Connection, projection: _Projection) -> None:
+        """Close the letters that the rows make good."""
+        if projection.written:
+            given = statements.resolving(projection.written, projection.stale)
+            await connection.execute(statements.RESOLVE, self._stream, *given)
+
+    async def _drain(self, key: EntityKey, decode: Decode, most: DrainStep, *, careful: bool) -> WriteResult | None:
+        async with self._database.transaction(f"write what waited of {key.entity}") as connection:
+            if not await connection.fetchval(parking.TRY_LOCK, parking.stripe(key)):
+                return None
+            rows = await connection.fetch(parking.NEXT, key.entity, key.key, most.letters, most.size_bytes)
+            waited = parking.Waited.read(rows, decode)
+            projection = _Projection(connection, self._statements, self._routes, careful=careful)
+            # None is left out for a newer one: each has waited for its turn.
+            result = await projection.write(waited.changes, {change.event.key for change in waited.changes})
+            if await connection.fetchval(parking.UNTOUCHED, *waited.tried) < len(waited.tried[0]):
+                raise Transient("a person closed or edited a parked letter meanwhile")
+            refused = [*projection.refused, *waited.dead]
+            for each in refused:
+                await self._bury(connection, *waited.places[each.position], [each])
+            await self._resolve(connection, projection)
+            counts = await self._queue(connection, projection.applied)
+        if counts:
+            self._queued(counts)
+        return result._replace(rejected=len(refused))
 
     async def _queue(self, connection: Connection, applied: Sequence[Change]) -> Counter[str]:
         if not applied:
@@ -164,7 +266,8 @@ class _Projection:
 
     `written` are the changes that the tables took or had already, `stale` the keys of those that are older than what
     the tables hold, `refused` what the database rejects, when `careful`; `applied` are those that changed what a row
-    shows and that a destination wants, of each row in the order of versions.
+    shows and that a destination wants, of each row in the order of versions. `waiting` are changes of rows with strict
+    order that come after a refused one and were not tried.
     """
 
     def __init__(
@@ -178,30 +281,36 @@ class _Projection:
         self.written: list[Change] = []
         self.stale: set[EntityKey] = set()
         self.refused: list[DeadLetter] = []
+        self.waiting: list[Change] = []
         self.applied: list[Change] = []
 
-    async def write(self, changes: Sequence[Change]) -> WriteResult:
-        """Write the newest version of each key; where it is refused, the next older one that came with it."""
+    async def write(self, changes: Sequence[Change], whole: Set[EntityKey] = frozenset()) -> WriteResult:
+        """Write the newest version of each key; where it is refused, the next older one that came with it.
+
+        Of the keys in `whole`, as of those with a change that a destination wants, every version is written.
+        """
         waiting = list(changes)
         while waiting:
-            before = len(self.refused)
-            newest = coalesce(waiting, self._wanted(waiting))
+            before = len(self.refused), len(self.waiting)
+            newest = coalesce(waiting, whole | self.wanted(waiting))
             for entity, layers in newest.kept.items():
                 await self._write_layers(self._statements[entity], layers)
-            waiting = self._next_best(newest.dropped, self.refused[before:])
+            failed = {EntityKey(letter.entity or "", letter.key or "") for letter in self.refused[before[0] :]}
+            late = {change.event.key for change in self.waiting[before[1] :]}
+            waiting = self._next_best(newest.dropped, failed | late)
             self._count(coalesced=len(newest.dropped) - len(waiting))
         return self._result
 
-    def _next_best(self, dropped: Sequence[Change], refused: Sequence[DeadLetter]) -> list[Change]:
+    def _next_best(self, dropped: Sequence[Change], keys: Set[EntityKey]) -> list[Change]:
         """Of the keys that had changes refused just now: the others that are newer than all that was taken of the key."""
-        if not refused:
+        if not keys:
             return []
-        keys = {EntityKey(letter.entity or "", letter.key or "") for letter in refused}
         taken = {change.event.key: change.event.version for change in self.written}
         older = [change for change in dropped if change.event.key in keys]
         return [each for each in older if each.event.key not in taken or taken[each.event.key] < each.event.version]
 
-    def _wanted(self, changes: Sequence[Change]) -> Set[EntityKey]:
+    def wanted(self, changes: Sequence[Change]) -> Set[EntityKey]:
+        """The rows with a change that a destination wants."""
         if not self._routes:
             return frozenset()
         return {change.event.key for change in changes if self._routes.of(change.event)}
@@ -210,9 +319,17 @@ class _Projection:
         """Write layer after layer, and count what became of each change once all of them are written."""
         if not self._careful:
             return await self._judge(prepared, layers, await self._fetch(prepared, layers))
-        sifted = [await self._sift(prepared, changes) for changes in layers]
+        sifted = [await self._sift(prepared, self._in_turn(prepared, changes)) for changes in layers]
         taken = [changes for changes, _ in sifted if changes]
         return await self._judge(prepared, taken, [pair for _, written in sifted for pair in written])
+
+    def _in_turn(self, prepared: EntityStatements, changes: Sequence[Change]) -> Sequence[Change]:
+        """The changes whose turn it is: with strict order nothing newer follows a refused one."""
+        if not (prepared.is_strict and self.refused):
+            return changes
+        now, later = parking.in_turn(changes, self.refused)
+        self.waiting += later
+        return now
 
     async def _sift(self, prepared: EntityStatements, changes: Sequence[Change]) -> tuple[list[Change], list[_Written]]:
         """Write those that the database takes and refuse the others, each for a reason of its own.
@@ -223,14 +340,12 @@ class _Projection:
         taken: list[Change] = []
         written: list[_Written] = []
         start, size = 0, len(changes)
-        columns = prepared.rows(changes)
         await self._connection.execute(statements.SAVEPOINT)
         while some := changes[start : start + size]:
-            arguments = [column[start : start + size] for column in columns]
             try:
                 # Translated here, so that only the savepoint is rolled back.
                 with database_errors("write rows"):
-                    written += _pairs(await self._connection.fetch(prepared.upsert, *arguments))
+                    written += _pairs(await self._connection.fetch(prepared.upsert, *prepared.rows(some)))
             except Rejected as error:
                 await self._connection.execute(statements.BACK_TO_SAVEPOINT)
                 if len(some) == 1:

@@ -22,10 +22,12 @@ from msgspec.structs import astuple, replace
 from tidegate.codec import TypedChange
 from tidegate.entity import Kind
 from tidegate.event import EntityKey, Version, Watermark
+from tidegate.inbound import Arrival
 from tidegate.letter import LetterKind
 from tidegate.record import Position, Record
 
 __all__ = [
+    "Arrived",
     "Batch",
     "BatchBuilder",
     "BatchLimits",
@@ -39,11 +41,17 @@ __all__ = [
     "Record",
     "coalesce",
     "newest_marks",
+    "typed_key",
 ]
 
 # Records that are taken in together: what is made of them stays in the processor's cache from one step to the next.
 _AT_ONCE = 500
 _TYPED_KEY: Mapping[Kind, Callable[[str], Any]] = {Kind.TEXT: str, Kind.INTEGER: int, Kind.UUID: UUID}
+
+
+def typed_key(kind: Kind, text: str) -> Any:
+    """A key as its column has it. Raises ValueError for a text that is none."""
+    return _TYPED_KEY[kind](text)
 
 
 class Change(Struct, frozen=True, gc=False):
@@ -63,7 +71,7 @@ class Change(Struct, frozen=True, gc=False):
     @property
     def key(self) -> Any:
         """The key as its column has it; `event.key` has it as text."""
-        return _TYPED_KEY[self.event.shape.key.kind](self.event.subject)
+        return typed_key(self.event.shape.key.kind, self.event.subject)
 
     @property
     def values(self) -> tuple[Any, ...] | None:
@@ -86,6 +94,8 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
 
     `version` is that of a change; a row that the poller could not translate has none, only `observed_at`. By them a
     later change of the key is told from a replay of an earlier one.
+
+    `is_parked`: there is nothing wrong with the record, it waits for older letters of its key (`worker.parking`).
     """
 
     position: Position
@@ -100,10 +110,22 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     event_id: str | None = None
     version: Version | None = None
     observed_at: datetime | None = None
+    is_parked: bool = False
 
 
-Item = Change | Mark | DeadLetter
-_KINDS: tuple[type[Item], ...] = (Change, Mark, DeadLetter)
+class Arrived(Struct, frozen=True):
+    """An event that came in at the edge, and the record it stood in. Never in one stream with changes."""
+
+    record: Record
+    event: Arrival
+
+    @property
+    def position(self) -> Position:
+        return self.record.position
+
+
+Item = Change | Mark | DeadLetter | Arrived
+_KINDS: tuple[type[Item], ...] = (Change, Mark, DeadLetter, Arrived)
 
 
 class Batch(Struct, frozen=True, kw_only=True):
@@ -114,11 +136,12 @@ class Batch(Struct, frozen=True, kw_only=True):
     changes: tuple[Change, ...] = ()
     marks: tuple[Mark, ...] = ()
     dead: tuple[DeadLetter, ...] = ()
+    arrivals: tuple[Arrived, ...] = ()
 
     @property
     def delivered(self) -> int:
-        """Changes and rejected records: what a WriteResult sums to. Watermarks change no row and are not counted."""
-        return len(self.changes) + len(self.dead)
+        """Changes, arrivals and rejected records: what a WriteResult sums to. Watermarks change no row, nor count."""
+        return len(self.changes) + len(self.arrivals) + len(self.dead)
 
     @property
     def size(self) -> int:
@@ -228,6 +251,7 @@ class BatchBuilder:
             changes=items[Change],
             marks=items.get(Mark, ()),
             dead=items.get(DeadLetter, ()),
+            arrivals=items.get(Arrived, ()),
         )
         self._clear()
         return batch
@@ -237,7 +261,7 @@ def _rise(records: Sequence[Record]) -> bool:
     """Whether each stands behind the one before."""
     sequences = [record.sequence_number for record in records]
     # Texts of digits, all of one length, are ordered as their numbers are.
-    if len(set(map(len, sequences))) == 1 and all(map(lt, sequences, sequences[1:])):
+    if all(map(lt, sequences, sequences[1:])) and len(set(map(len, sequences))) == 1:
         return True
     positions = [record.position for record in records]
     return all(map(lt, positions, positions[1:]))
@@ -260,6 +284,8 @@ def coalesce(changes: Sequence[Change], whole: Set[EntityKey] = frozenset()) -> 
     anything only the table can say, when it has seen those before.
     Sorted by key, so that two workers that touch the same rows lock them in the same order. The first layer has all keys.
     """
+    if not whole and (alone := _each_alone(changes)) is not None:
+        return alone
     newest: dict[EntityKey, Change] = {}
     chains: dict[EntityKey, list[Change]] = {}
     dropped: list[Change] = []
@@ -284,6 +310,20 @@ def coalesce(changes: Sequence[Change], whole: Set[EntityKey] = frozenset()) -> 
     for rows in (rows for layers in kept.values() for rows in layers):
         rows.sort(key=lambda change: change.key)
     return Coalesced(dict(sorted(kept.items())), dropped)
+
+
+def _each_alone(changes: Sequence[Change]) -> Coalesced | None:
+    """The quick answer where all are of one entity and no key comes twice, which is the rule."""
+    events = [change.event for change in changes]
+    shapes = {event.shape.name: event.shape for event in {type(event): event for event in events}.values()}
+    if len(shapes) != 1:
+        return None
+    [(name, shape)] = shapes.items()
+    keys: list[Any] = list(map(_TYPED_KEY[shape.key.kind], [event.subject for event in events]))
+    if len(set(keys)) < len(keys):
+        return None
+    in_order = sorted(range(len(keys)), key=keys.__getitem__)
+    return Coalesced({name: [[changes[place] for place in in_order]]}, [])
 
 
 def _keep(kept: dict[str, list[list[Change]]], change: Change, layer: int) -> None:

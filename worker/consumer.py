@@ -15,16 +15,19 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import TypeVar
 
-from tidegate import telemetry
+from msgspec.structs import replace
+
+from tidegate import claim, telemetry
 from tidegate.errors import Superseded, Transient
 from tidegate.leases import Checkpoint, Hold, Lease, at
 from tidegate.letter import LetterKind
-from worker.batch import Batch, BatchBuilder, BatchLimits, BatchSize, DeadLetter, Position
+from worker.batch import Batch, BatchBuilder, BatchLimits, BatchSize, DeadLetter, Position, Record
 from worker.dead_letter import Breaker
-from worker.decode import Decoder
-from worker.ports import Delivery, RecordReader, Room, ShardState, Sink
+from worker.ports import Claims, Delivery, RecordDecoder, RecordReader, Room, ShardState, Sink
 from worker.settings import BatchSettings, ConsumerSettings
 from worker.shards import Shard, children_of, gap_at_start, lease_of, start_position, unleased_parents
 
@@ -40,16 +43,18 @@ class Consumer:
 
     register     makes the stream's other shards known to the database, unless they are
     list_leases  the lease table
+    claims       resolves references to records too large for the stream; None: there are to be none
     """
 
     reader: RecordReader
     sink: Sink
-    decoder: Decoder
+    decoder: RecordDecoder
     breaker: Breaker
     batch: BatchSettings
     settings: ConsumerSettings
     register: Callable[[], Awaitable[None]]
     list_leases: Callable[[], Awaitable[Sequence[Lease]]]
+    claims: Claims | None = None
 
     async def run(self, hold: Hold) -> None:
         """Work until the shard ends, `hold.stop` is set, or the lease is lost.
@@ -170,11 +175,26 @@ class _Life:
         """Decode as many records as a batch takes; a full batch is written before the next record is looked at."""
         if gap := delivery.gap or self._overtaken(delivery):
             await self._note_gap(gap)
-        taken = 0
-        while taken < len(delivery.records):
-            taken = self._builder.fill(delivery.records, taken, self._shared.decoder.decode_all, _now_s())
-            if self._builder.is_full:
-                await self._write_rest()
+        async for records in self._resolved(delivery.records):
+            taken = 0
+            while taken < len(records):
+                taken = self._builder.fill(records, taken, self._shared.decoder.decode_all, _now_s())
+                if self._builder.is_full:
+                    await self._write_rest()
+
+    async def _resolved(self, records: Sequence[Record]) -> AsyncGenerator[Sequence[Record], None]:
+        """The same records in their order; a reference alone, as what it stands for, so that only one is in memory."""
+        claims = self._shared.claims
+        if claims is None or not any(claim.is_claim(record.data) for record in records):
+            yield records
+            return
+        for is_reference, part in groupby(records, lambda record: claim.is_claim(record.data)):
+            if not is_reference:
+                yield list(part)
+                continue
+            for record in part:
+                fetch = partial(claims.fetch, record.data)
+                yield [replace(record, data=await self._persist(fetch, "read a claim"))]
 
     def _overtaken(self, delivery: Delivery) -> str | None:
         """A gap when the horizon lies beyond the position of the database. Judged once, by the first record."""
@@ -220,6 +240,8 @@ class _Life:
             telemetry.RECORDS_WRITTEN.labels(outcome).inc(count)
         if result.rejected:
             log.warning(telemetry.RECORDS_REJECTED, shard=batch.shard_id, count=result.rejected)
+        if result.parked:
+            log.warning(telemetry.RECORDS_PARKED, shard=batch.shard_id, count=result.parked)
         self._shared.breaker.note(0, result.rejected - len(batch.dead), _now_s())
 
     def _advance(self, reached: Position) -> None:

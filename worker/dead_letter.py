@@ -12,15 +12,21 @@ from collections.abc import Sequence
 
 from tidegate.database import Connection
 from tidegate.errors import Fatal
-from tidegate.letter import LetterKind, event_identity, fingerprint, place_identity, row_identity
+from tidegate.letter import (
+    NAME_CHARACTERS,
+    LetterKind,
+    event_identity,
+    fingerprint,
+    place_identity,
+    row_identity,
+    storable,
+)
 from worker import statements
 from worker.batch import DeadLetter
 from worker.settings import RejectSettings
 
 _MESSAGE_CHARACTERS = 2_000
-# Words and names stand in indexes of two columns, whose entries hold about 2,700 bytes. Real ones are far shorter.
 _WORD_CHARACTERS = 100
-_NAME_CHARACTERS = 512
 
 
 async def file(connection: Connection, stream: str, shard_id: str, letters: Sequence[DeadLetter]) -> None:
@@ -36,9 +42,9 @@ async def file(connection: Connection, stream: str, shard_id: str, letters: Sequ
         shard_id,
         [letter.position.sequence for letter in letters],
         [letter.position.sub for letter in letters],
-        [_text(letter.stage, _WORD_CHARACTERS) for letter in letters],
-        [_text(letter.reason, _WORD_CHARACTERS) for letter in letters],
-        [_text(letter.message) for letter in letters],
+        [storable(letter.stage, _WORD_CHARACTERS) for letter in letters],
+        [storable(letter.reason, _WORD_CHARACTERS) for letter in letters],
+        [storable(letter.message, _MESSAGE_CHARACTERS) for letter in letters],
         [_name(letter.entity, _WORD_CHARACTERS) for letter in letters],
         [_name(letter.key) for letter in letters],
         [_name(letter.source) for letter in letters],
@@ -49,6 +55,7 @@ async def file(connection: Connection, stream: str, shard_id: str, letters: Sequ
         [letter.kind for letter in letters],
         [_identity(shard_id, letter) for letter in letters],
         [fingerprint(letter.stage, letter.reason, letter.entity, letter.message) for letter in letters],
+        [letter.is_parked for letter in letters],
     )
 
 
@@ -59,13 +66,9 @@ def _identity(shard_id: str, letter: DeadLetter) -> str:
     return named or place_identity(letter.kind, shard_id, *letter.position)
 
 
-def _text(text: str, characters: int = _MESSAGE_CHARACTERS) -> str:
-    # PostgreSQL's text refuses NUL; the payload keeps the record as it was.
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:characters]
-
-
-def _name(text: str | None, characters: int = _NAME_CHARACTERS) -> str | None:
-    return None if text is None else _text(text, characters)
+def _name(text: str | None, characters: int = NAME_CHARACTERS) -> str | None:
+    # The payload keeps the record as it was.
+    return None if text is None else storable(text, characters)
 
 
 class Breaker:

@@ -25,6 +25,7 @@ from tidegate import telemetry
 from tidegate.database import Connection, Database
 from tidegate.entity import EntityShape, Kind
 from tidegate.errors import TidegateError, Transient
+from tidegate.letter import NAME_CHARACTERS
 from worker.settings import RetentionSettings
 
 log = telemetry.get_logger(__name__)
@@ -43,6 +44,15 @@ WITH gone AS (
 SELECT count(*) FROM gone
 """
 
+_DEPARTURES = """
+WITH gone AS (
+    DELETE FROM tidegate.departure WHERE id = ANY (ARRAY(
+        SELECT id FROM tidegate.departure WHERE left_at < now() - $1::interval
+        ORDER BY left_at LIMIT $2 FOR UPDATE SKIP LOCKED))
+    RETURNING id)
+SELECT count(*) FROM gone
+"""
+
 
 _KEY_TYPES = {Kind.TEXT: "text", Kind.INTEGER: "bigint", Kind.UUID: "uuid"}
 
@@ -54,6 +64,8 @@ def _tombstones(shape: EntityShape) -> str:
     classes.
     """
     table, key, kind = f'"{shape.table}"', f'"{shape.key.name}"', _KEY_TYPES[shape.key.kind]
+    # As a letter has it.
+    named = f"left(stored.{key}::text, {NAME_CHARACTERS})"
     return f"""
     WITH seen AS (
         SELECT {key} AS key FROM {table} WHERE "_deleted" AND ($1::{kind} IS NULL OR {key} > $1) ORDER BY {key} LIMIT $2),
@@ -63,10 +75,10 @@ def _tombstones(shape: EntityShape) -> str:
         AND stored."_generation" < 9223372036854775807
         AND NOT EXISTS (
             SELECT FROM tidegate.dead_letter AS letter WHERE letter.resolved_at IS NULL
-            AND letter.entity = '{shape.name}' AND letter.key = stored.{key}::text)
+            AND letter.entity = '{shape.name}' AND letter.key = {named})
         AND NOT EXISTS (
             SELECT FROM tidegate.dead_letter AS letter WHERE letter.replayed_at > now() - $4::interval
-            AND letter.entity = '{shape.name}' AND letter.key = stored.{key}::text)
+            AND letter.entity = '{shape.name}' AND letter.key = {named})
         FOR UPDATE OF stored SKIP LOCKED),
     gone AS (DELETE FROM {table} AS stored USING old WHERE stored.{key} = old.key RETURNING 1)
     SELECT (SELECT key FROM seen ORDER BY key DESC LIMIT 1), (SELECT count(*) FROM gone)
@@ -116,7 +128,10 @@ class Housekeeping:
 
     async def round(self, stop: asyncio.Event) -> dict[str, int]:
         """Delete all that is due, step by step; answers how much of what, by name. Raises Transient or Fatal."""
-        deleted = {"dead_letter": await self._all(stop, self._letters)}
+        deleted = {
+            "dead_letter": await self._all(stop, self._letters),
+            "departure": await self._all(stop, self._departures),
+        }
         if await self._may_forget():
             for name, text in self._tombstones.items():
                 deleted[name] = await self._all(stop, partial(self._forget, text))
@@ -165,6 +180,12 @@ class Housekeeping:
         age, rows = timedelta(hours=self._settings.letters_hours), self._settings.step_rows
         deleted = await connection.fetchval(_LETTERS, age, rows)
         telemetry.HOUSEKEEPING_DELETED.labels("dead_letter").inc(deleted)
+        return Step(deleted, deleted == rows)
+
+    async def _departures(self, connection: Connection, at: Any) -> Step:
+        age, rows = timedelta(hours=self._settings.departures_hours), self._settings.step_rows
+        deleted = await connection.fetchval(_DEPARTURES, age, rows)
+        telemetry.HOUSEKEEPING_DELETED.labels("departure").inc(deleted)
         return Step(deleted, deleted == rows)
 
     async def _forget(self, text: str, connection: Connection, at: Any) -> Step:

@@ -6,14 +6,15 @@ that was not asked for, and a sink is idempotent: the same batch twice is once, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
 from tidegate.errors import Rejected, Transient
+from tidegate.event import EntityKey
 from tidegate.leases.lease import Checkpoint
-from worker.batch import Batch, DeadLetter, Position, Record
+from worker.batch import Batch, DeadLetter, Item, Position, Record
 from worker.shards import Shard
 
 
@@ -62,6 +63,14 @@ class RecordReader(Protocol):
         ...
 
 
+class Claims(Protocol):
+    """Where records are kept that were too large for the stream. `worker.claims` is the adapter."""
+
+    async def fetch(self, reference: bytes) -> bytes:
+        """The record that a reference stands for; the reference itself when there is none. Raises Transient, Fatal."""
+        ...
+
+
 class WriteResult(NamedTuple):
     """What became of a batch's changes and rejected records; the sum is `batch.delivered`.
 
@@ -70,6 +79,7 @@ class WriteResult(NamedTuple):
     stale      the row holds a newer version
     coalesced  a newer version of the same key was in the batch, and this one was not applied before it
     rejected   filed as a dead letter
+    parked     filed to wait for an older dead letter of its key; of entities with strict order only
     """
 
     applied: int = 0
@@ -77,6 +87,7 @@ class WriteResult(NamedTuple):
     stale: int = 0
     coalesced: int = 0
     rejected: int = 0
+    parked: int = 0
 
 
 class ShardState(NamedTuple):
@@ -117,6 +128,48 @@ class Sink(Protocol):
 
     async def end(self, shard_id: str, counter: int, child_ids: Sequence[str]) -> None:
         """Replace a finished shard by its children, which inherit its watermarks. Twice is once."""
+        ...
+
+
+class RecordDecoder(Protocol):
+    """Says what records are: `worker.decode` for changes, `worker.arrivals` for what came in at the edge."""
+
+    def decode_all(self, records: Sequence[Record]) -> list[Item]:
+        """One item for each record. Never raises for what a record may hold."""
+        ...
+
+
+Decode = Callable[[Sequence[Record]], Sequence[Item]]
+"""What each record is; none is left out."""
+
+
+class DrainStep(NamedTuple):
+    """The most that one transaction takes of the changes that wait: so many, or the one more that goes beyond the bytes."""
+
+    letters: int
+    size_bytes: int
+
+
+class Parking(Protocol):
+    """Changes of entities with strict order that wait behind dead letters. Every method is one transaction.
+
+    Raises Transient or Fatal.
+    """
+
+    async def ready(self, most: int) -> list[EntityKey]:
+        """Keys of which nothing holds up what waits any more."""
+        ...
+
+    async def drain(self, key: EntityKey, decode: Decode, most: DrainStep) -> WriteResult | None:
+        """Write what waits of a key, by rising version, up to what fails. None: somebody else is doing it."""
+        ...
+
+    async def settle(self) -> None:
+        """Close failures that hold something up though their row is newer: filed before the entity asked for strict order."""
+        ...
+
+    async def look(self) -> dict[str, tuple[int, float]]:
+        """By entity: how many changes wait, and for how many seconds the first has (0: none does)."""
         ...
 
 

@@ -53,12 +53,12 @@ class BatchSettings(Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, description="the first batch of a shard; it doubles while full ones are committed quickly")
     ] = 250
     max_records: Annotated[int, Meta(ge=1, le=100_000, description="one transaction, when the database is quick")] = (
-        2_000
+        5_000
     )
     target_ms: Annotated[
         int,
         Meta(ge=1, description="a commit that takes longer halves the batch, a full one within half of it doubles it"),
-    ] = 250
+    ] = 500
     max_bytes: Annotated[int, Meta(ge=1, description="payload of one transaction")] = 4 * 1024 * 1024
     max_age_ms: Annotated[int, Meta(ge=0, description="a batch that is not full waits this long for more")] = 100
 
@@ -121,6 +121,22 @@ class OutboxSettings(Struct, frozen=True, kw_only=True):
     sweep_rows: Annotated[int, Meta(ge=1, le=100_000, description="deleted in one transaction")] = 1_000
 
 
+class DrainSettings(Struct, frozen=True, kw_only=True):
+    """Strict order: how what was parked is written once nothing holds it up."""
+
+    interval_ms: Annotated[
+        int, Meta(ge=1, description="between two looks for it; the most it waits after a person closed a letter")
+    ] = 1_000
+    look_interval_s: Annotated[float, Meta(gt=0, description="between two counts of what waits, for the metrics")] = (
+        15.0
+    )
+    keys: Annotated[int, Meta(ge=1, le=10_000, description="asked for at once")] = 100
+    step_letters: Annotated[int, Meta(ge=1, le=10_000, description="of one key in one transaction, one by one")] = 200
+    step_bytes: Annotated[int, Meta(ge=1, description="payload of one transaction; one larger one is one step")] = (
+        4 * 1024 * 1024
+    )
+
+
 class RetentionSettings(Struct, frozen=True, kw_only=True):
     """What is deleted when. A tombstone must outlive every event of its row that could still come."""
 
@@ -132,6 +148,9 @@ class RetentionSettings(Struct, frozen=True, kw_only=True):
     ] = 168
     tombstones_hours: Annotated[int, Meta(ge=1, description="rows that are gone; 30 days")] = 720
     letters_hours: Annotated[int, Meta(ge=1, description="dead letters after they were resolved; 30 days")] = 720
+    departures_hours: Annotated[
+        int, Meta(ge=2, description="who saw a row that is gone; longer than the API's TIDEGATE_CHANGES_KEPT_S, 3 days")
+    ] = 72
     interval_s: Annotated[float, Meta(gt=0, description="between two rounds; nothing waits for them")] = 600.0
     step_rows: Annotated[int, Meta(ge=1, le=100_000, description="looked at in one transaction")] = 500
     pause_ms: Annotated[int, Meta(ge=0, description="between two of them: the projection comes first")] = 100
@@ -167,6 +186,9 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     start_time: Annotated[
         str | None, Meta(description="for AT_TIMESTAMP: ISO 8601 with offset, such as 2026-11-21T06:00:00Z")
     ] = None
+    claim_bucket: Annotated[
+        str | None, Meta(description="S3 bucket of events too large for the stream: the pollers' own setting")
+    ] = None
     database: DatabaseSettings = DatabaseSettings()
     read: ReadSettings = ReadSettings()
     batch: BatchSettings = BatchSettings()
@@ -174,6 +196,7 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     consumer: ConsumerSettings = ConsumerSettings()
     watch: WatchSettings = WatchSettings()
     outbox: OutboxSettings = OutboxSettings()
+    drain: DrainSettings = DrainSettings()
     retention: RetentionSettings = RetentionSettings()
     leases: LeaseSettings = LeaseSettings()
     aws: AwsSettings = AwsSettings()

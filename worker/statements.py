@@ -1,19 +1,23 @@
 """The SQL of the projection, made from an entity's shape, and the arrays that go with it.  (pure)
 
-One statement writes all rows of one entity: arrays in, `unnest`, ON CONFLICT. The guard compares the stored
-version with the new one as a row of five numbers. Content that is the same moves only the version, so that
-`_event_id`, `_occurred_at` and `_projected_at` keep saying when the row last changed to its reader.
+One statement writes all rows of one entity: arrays in, `unnest`, ON CONFLICT. The arrays travel as the text of
+literals, see `worker.literals`. The guard compares the stored version with the new one as a row of five numbers.
+Content that is the same moves only the version, so that `_event_id`, `_occurred_at` and `_projected_at` keep saying
+when the row last changed to its reader.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from operator import attrgetter
 from typing import Any
 
+from tidegate import tracking
 from tidegate.entity import EntityShape, Kind
-from tidegate.event import EntityKey, Operation, Version
+from tidegate.event import EntityKey, Version
 from tidegate.tables import VERSION_COLUMNS
 from worker.batch import Change
+from worker.literals import array
 from worker.routes import Routes, effect_id, lane
 
 _TYPES = {
@@ -32,42 +36,49 @@ _OWN = {"_deleted": "boolean", "_event_id": "text", "_occurred_at": "timestamptz
 class EntityStatements:
     """`upsert` answers the rows that it wrote: their key, and the event whose content they now hold.
 
-    `same` answers the keys that stand at exactly the given versions: what a replay finds done already.
+    `count` writes as well, and answers only how many rows it wrote, and how many of them show something new. `held`
+    writes nothing: it counts the given versions that the table has or is past, and those of them that it has. `same`
+    answers the keys that stand at exactly the given versions: what a replay finds done already.
     """
 
     def __init__(self, shape: EntityShape) -> None:
         self._shape = shape
+        self.name = shape.name
+        self.is_strict = shape.is_strict
         self._key_index = shape.fields.index(shape.key)
-        self.upsert = _upsert(shape)
+        self._fields = [attrgetter(field.name) for field in shape.fields]
+        upsert = _upsert(shape)
+        self.upsert = f'{upsert}\nRETURNING "{shape.key.name}", "_event_id"'
+        self.count = _count(upsert)
+        self.held = _held(shape)
         self.same = _same(shape)
 
-    def rows(self, changes: Sequence[Change]) -> list[list[Any]]:
-        """The arguments of `upsert`: one array for each column."""
-        empty = [None] * len(self._shape.fields)
-        contents = []
-        for change in changes:
-            values = list(change.values) if change.values is not None else empty.copy()
-            values[self._key_index] = change.key
-            contents.append(values)
-        columns = [list(column) for column in zip(*contents, strict=True)]
+    def rows(self, changes: Sequence[Change]) -> list[str]:
+        """The arguments of `upsert` and `count`: one array for each column."""
         events = [change.event for change in changes]
-        columns += [list(part) for part in zip(*(event.version for event in events), strict=True)]
-        columns.append([event.operation is Operation.DELETE for event in events])
-        columns.append([event.event_id for event in events])
-        columns.append([event.occurred_at for event in events])
-        return columns
+        entities = [event.data for event in events]
+        gone = [entity is None for entity in entities]
+        columns: list[Sequence[Any]]
+        if any(gone):
+            columns = [[None if entity is None else of(entity) for entity in entities] for of in self._fields]
+        else:
+            columns = [list(map(of, entities)) for of in self._fields]
+        columns[self._key_index] = [event.subject for event in events]
+        columns += zip(*[event.version for event in events], strict=True)
+        columns += gone, [event.event_id for event in events], [event.occurred_at for event in events]
+        return list(map(array, columns))
 
-    def versions(self, changes: Sequence[Change]) -> list[list[Any]]:
-        """The arguments of `same`."""
-        versions = zip(*(change.event.version for change in changes), strict=True)
-        return [[change.key for change in changes], *(list(part) for part in versions)]
+    def versions(self, changes: Sequence[Change]) -> list[str]:
+        """The arguments of `held` and `same`."""
+        events = [change.event for change in changes]
+        versions = zip(*[event.version for event in events], strict=True)
+        return [array([event.subject for event in events]), *map(array, versions)]
 
 
 def _upsert(shape: EntityShape) -> str:
     content = [field.name for field in shape.fields if field != shape.key]
     columns = [field.name for field in shape.fields] + [*VERSION_COLUMNS, *_OWN]
     types = [_TYPES[field.kind] for field in shape.fields] + ["bigint"] * len(VERSION_COLUMNS) + [*_OWN.values()]
-    arrays = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(types, 1))
     compared = [*content, "_deleted"]
     unchanged = f"{_row('stored', compared)} IS NOT DISTINCT FROM {_row('excluded', compared)}"
     moved = [f'"{name}" = excluded."{name}"' for name in (*content, *VERSION_COLUMNS, "_deleted")]
@@ -77,26 +88,56 @@ def _upsert(shape: EntityShape) -> str:
             ("_event_id", 'excluded."_event_id"'),
             ("_occurred_at", 'excluded."_occurred_at"'),
             ("_projected_at", "now()"),
+            # Asked once for all rows. Fresh rows have it by default; see tidegate/tracking.py.
+            (tracking.CHANGED, f"(SELECT {tracking.THIS})"),
         )
     ]
     return (
         f'INSERT INTO "{shape.table}" AS stored ({_list(columns)})\n'
-        f"SELECT * FROM unnest({arrays})\n"
+        f"SELECT * FROM unnest({_arrays(types)})\n"
         f'ON CONFLICT ("{shape.key.name}") DO UPDATE SET {", ".join([*moved, *kept])}\n'
-        f"WHERE {_row('stored', VERSION_COLUMNS)} < {_row('excluded', VERSION_COLUMNS)}\n"
-        f'RETURNING "{shape.key.name}", "_event_id"'
+        f"WHERE {_row('stored', VERSION_COLUMNS)} < {_row('excluded', VERSION_COLUMNS)}"
+    )
+
+
+def _count(upsert: str) -> str:
+    # What showed the same before is still of an earlier transaction; see tidegate/tracking.py.
+    return (
+        f'WITH written AS (\n{upsert}\nRETURNING "{tracking.CHANGED}")\n'
+        f'SELECT count(*) AS written, count(*) FILTER (WHERE "{tracking.CHANGED}" = (SELECT {tracking.THIS})) AS applied\n'
+        "FROM written"
+    )
+
+
+def _held(shape: EntityShape) -> str:
+    names, given = _given(shape)
+    stored, wanted = _row("stored", VERSION_COLUMNS), _row("given", VERSION_COLUMNS)
+    # OFFSET 0: one look into the key's index for each row, whatever the planner thinks of a table that was empty just now.
+    return (
+        "SELECT count(*) AS held, count(*) FILTER (WHERE found.is_same) AS same\n"
+        f"FROM unnest({given}) AS given ({_list(names)})\n"
+        f'CROSS JOIN LATERAL (SELECT {stored} = {wanted} AS is_same FROM "{shape.table}" AS stored\n'
+        f'WHERE stored."{shape.key.name}" = given."{shape.key.name}" AND {stored} >= {wanted} OFFSET 0) AS found'
     )
 
 
 def _same(shape: EntityShape) -> str:
-    names = [shape.key.name, *VERSION_COLUMNS]
-    types = [_TYPES[shape.key.kind]] + ["bigint"] * len(VERSION_COLUMNS)
-    arrays = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(types, 1))
+    names, given = _given(shape)
     # Names come from checked entity classes, values travel as arguments.
     return (
         f'SELECT stored."{shape.key.name}" FROM "{shape.table}" AS stored\n'
-        f"JOIN unnest({arrays}) AS given ({_list(names)}) ON {_row('stored', names)} = {_row('given', names)}"
+        f"JOIN unnest({given}) AS given ({_list(names)}) ON {_row('stored', names)} = {_row('given', names)}"
     )
+
+
+def _given(shape: EntityShape) -> tuple[list[str], str]:
+    """The columns and the arrays of `EntityStatements.versions`."""
+    return [shape.key.name, *VERSION_COLUMNS], _arrays([_TYPES[shape.key.kind]] + ["bigint"] * len(VERSION_COLUMNS))
+
+
+def _arrays(types: Sequence[str]) -> str:
+    """The arguments from $1 on as arrays of these types. They travel as text, or the driver would write them one by one."""
+    return ", ".join(f"${number}::text::{kind}[]" for number, kind in enumerate(types, 1))
 
 
 def version_text(version: Version) -> str:
@@ -230,22 +271,25 @@ FILE = """
 WITH given AS (
     SELECT given.*, coalesce(edited.identity, given.identity) AS own
     FROM unnest($3::numeric[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
-                $11::text[], $12::bytea[], $13::text[], $14::timestamptz[], $15::text[], $16::text[], $17::text[])
+                $11::text[], $12::bytea[], $13::text[], $14::timestamptz[], $15::text[], $16::text[], $17::text[],
+                $18::boolean[])
          AS given (sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id, payload,
-                   version, observed_at, kind, identity, fingerprint)
+                   version, observed_at, kind, identity, fingerprint, is_parked)
     LEFT JOIN tidegate.dead_letter AS edited ON edited.stream = $1 AND edited.edited_identity = given.identity
     WHERE NOT EXISTS (
         SELECT FROM tidegate.erasure WHERE erasure.entity = given.entity AND erasure.undone_at IS NULL
         AND erasure.key_hash = sha256(convert_to(given.key, 'UTF8'))))
 INSERT INTO tidegate.dead_letter AS stored
     (stream, shard_id, sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id, payload,
-     version, observed_at, kind, identity, fingerprint, attempts)
+     version, observed_at, kind, identity, fingerprint, parked_at, attempts)
 SELECT DISTINCT ON (own) $1, $2, sequence_number, sub_sequence, stage, reason, message, entity, key, source, event_id,
-       payload, version::bigint[], observed_at, kind, own, fingerprint, count(*) OVER (PARTITION BY own)
+       payload, version::bigint[], observed_at, kind, own, fingerprint, CASE WHEN is_parked THEN now() END,
+       count(*) OVER (PARTITION BY own)
 FROM given ORDER BY own, sequence_number DESC, sub_sequence DESC
 ON CONFLICT (stream, identity) DO UPDATE
 SET attempts = stored.attempts + excluded.attempts, last_seen_at = now(), stage = excluded.stage,
     reason = excluded.reason, message = excluded.message, fingerprint = excluded.fingerprint,
+    parked_at = CASE WHEN excluded.parked_at IS NOT NULL THEN coalesce(stored.parked_at, excluded.parked_at) END,
     observed_at = greatest(stored.observed_at, excluded.observed_at),
     (shard_id, sequence_number, sub_sequence) = (
         SELECT p.* FROM (VALUES (stored.shard_id, stored.sequence_number, stored.sub_sequence),
@@ -265,6 +309,9 @@ if a person made one thing of two letters).
 What was resolved stays so when a version is filed once more: it was replaced before, or judged by a person. A raw row
 has no version: when a later answer of the back office shows it, it is open again and what was made of it is void, for
 between the two the row may have had another content. What a person made of it is an event, and tells nothing new.
+
+A parked letter is one of a change that was not tried ($18). It and the letter of a failure become each other as the
+change waits, fails, and waits once more.
 """
 
 RESOLVE = """
@@ -301,13 +348,18 @@ RETURNING destination
 
 CLAIM = """
 WITH head AS MATERIALIZED (
-    SELECT id FROM tidegate.outbox AS mine
+    SELECT id, lane FROM tidegate.outbox AS mine
     WHERE destination = $1 AND state = 'waiting' AND due_at <= now()
-      AND NOT EXISTS (SELECT FROM tidegate.outbox AS earlier
-                      WHERE earlier.destination = $1 AND earlier.lane = mine.lane AND earlier.state = 'waiting'
-                        AND earlier.id < mine.id)
+      AND id = (SELECT earlier.id FROM tidegate.outbox AS earlier
+                WHERE earlier.destination = $1 AND earlier.lane = mine.lane AND earlier.state = 'waiting'
+                ORDER BY earlier.id LIMIT 1)
     ORDER BY due_at LIMIT $2
-    FOR NO KEY UPDATE SKIP LOCKED)
+    FOR NO KEY UPDATE SKIP LOCKED),
+aside AS (
+    UPDATE tidegate.outbox SET due_at = now() + interval '1 hour' WHERE id IN (
+        SELECT later.id FROM tidegate.outbox AS later JOIN head USING (lane)
+        WHERE later.destination = $1 AND later.state = 'waiting' AND later.id > head.id AND later.due_at <= now()
+        LIMIT 5000))
 UPDATE tidegate.outbox AS claimed
 SET attempts = attempts + 1, due_at = now() + $3 * interval '1 second', tried_since = coalesce(tried_since, now())
 FROM head WHERE claimed.id = head.id
@@ -316,6 +368,7 @@ RETURNING claimed.id, claimed.event_id, claimed.attempts, claimed.payload
 """$2 how many, $3 for how many seconds. Only the oldest waiting change of a lane can be claimed, and one claim at a time.
 
 A claim that is not answered in time, because its worker is gone, ends by itself. Only the database's clock counts.
+What stands behind a claimed change is put aside, as behind one that failed: else every claim would look at all of it.
 """
 
 _NEXT = """

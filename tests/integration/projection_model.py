@@ -3,6 +3,8 @@
 The model handles one key after the other and no statement, savepoint or round: it says what the rules come to. Of the
 versions of a key in one batch the newest that the database takes is written. The older ones are written before it
 where a destination wants one of the key's changes, and are passed over (coalesced) where none does.
+
+With strict order a change waits while an open letter of its key is older, and follows when none is any more.
 """
 
 from __future__ import annotations
@@ -122,28 +124,36 @@ class Row(NamedTuple):
 
 @dataclass
 class Letter:
-    """A dead letter: how often it was met, and why it is closed (None: it is open)."""
+    """A dead letter: how often it was met, why it is closed (None: it is open), and whether it only waits."""
 
     key: str | None
     version: Version | None
     attempts: int = 0
     resolution: str | None = None
+    is_parked: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        return self.resolution is None
 
 
 @dataclass
 class Model:
     """Everything that the database should hold. `position` is that of the stream, 0 before anything is written.
 
-    is_strict  whether the table has its CHECK; without it what was refused is good
+    is_strict   whether the table has its CHECK; without it what was refused is good
+    is_ordered  whether the entity asks for strict order per key
     """
 
     routes: Routes
+    is_ordered: bool = False
     rows: dict[str, Row] = field(default_factory=dict)
     letters: dict[str, Letter] = field(default_factory=dict)
     told: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     position: int = 0
     counter: int = 0
     is_strict: bool = True
+    puts: dict[str, Put] = field(default_factory=dict)
 
     def _refuses(self, put: Put) -> bool:
         return put.fault is not None and (put.fault is not Fault.CHECK or self.is_strict)
@@ -158,20 +168,54 @@ class Model:
                 self._file(put, counts, place)
             elif put.event is not None:
                 by_key[put.event.key.key].append(put)
-        for key, of_key in by_key.items():
-            if newest := self._write_key(key, of_key, counts):
+        if self.is_ordered:
+            self._settle(puts)
+        for key, arrived in by_key.items():
+            of_key = self._in_order(key, arrived, counts) if self.is_ordered else arrived
+            is_whole = self.is_ordered or any(self.routes.of(_event(put)) for put in of_key)
+            if newest := self._write_key(key, of_key, counts, is_whole=is_whole):
                 touched.append((key, newest, self.rows[key].version > newest))
         for key, newest, is_stale in touched:
             self._resolve(key, newest, is_stale)
+        self._settle(puts)
         self.position = max(self.position, first + len(puts) - 1)
         return WriteResult(**counts)
 
-    def _write_key(self, key: str, puts: Sequence[Put], counts: Counter[str]) -> Version | None:
+    def _in_order(self, key: str, puts: Sequence[Put], counts: Counter[str]) -> list[Put]:
+        """What must not wait; the others are parked."""
+        held = [each.version for each in self.letters.values() if each.key == key and each.is_open and each.version]
+        passing = [put for put in puts if not held or _event(put).version <= min(held)]
+        # They are written one after the other, up to the first that is refused.
+        failing = [_event(put).version for put in passing if self._refuses(put)]
+        passing = [put for put in passing if not failing or _event(put).version <= min(failing)]
+        for put in puts:
+            if put not in passing:
+                self._file(put, counts, is_parked=True)
+        return passing
+
+    def drain(self) -> None:
+        """What waits for nothing is tried, by rising version, up to what fails."""
+        for key in sorted({letter.key for letter in self.letters.values() if letter.key}):
+            newest: Version | None = None
+            mine = [(each.version, name) for name, each in self.letters.items() if each.key == key and each.is_open]
+            for version, name in sorted(mine):
+                letter, put = self.letters[name], self.puts[name]
+                if not letter.is_parked:
+                    break
+                if self._refuses(put):
+                    self._file(put, Counter())
+                    self._settle([put])
+                    break
+                self._take(key, put, is_newest=True)
+                newest = version
+            if newest is not None:
+                self._resolve(key, newest, is_stale=self.rows[key].version > newest)
+
+    def _write_key(self, key: str, puts: Sequence[Put], counts: Counter[str], *, is_whole: bool) -> Version | None:
         """The newest version that the database takes, whether the row is newer or not; None when it takes none."""
         known = {_event(put).version: put for put in puts}
         arrived = Counter(_event(put).version for put in puts)
         newest = max((version for version, put in known.items() if not self._refuses(put)), default=None)
-        is_whole = any(self.routes.of(_event(put)) for put in puts)
         for version, put in sorted(known.items(), key=lambda each: each[0]):
             repeated = arrived[version]
             if newest is None or version > newest:
@@ -201,12 +245,22 @@ class Model:
             self.told[name, key].append(event.event_id)
         return "applied"
 
-    def _file(self, put: Put, counts: Counter[str], place: int = 0) -> None:
-        counts["rejected"] += 1
+    def _file(self, put: Put, counts: Counter[str], place: int = 0, *, is_parked: bool = False) -> None:
+        counts["parked" if is_parked else "rejected"] += 1
         # What names no event is known by its place in the stream.
         name = f"at {place}" if put.event is None else put.event.event_id
         key, version = (None, None) if put.event is None else (put.event.key.key, put.event.version)
-        self.letters.setdefault(name, Letter(key, version)).attempts += 1
+        letter = self.letters.setdefault(name, Letter(key, version))
+        letter.attempts += 1
+        letter.is_parked = is_parked
+        self.puts[name] = put
+
+    def _settle(self, puts: Sequence[Put]) -> None:
+        """What the row is past already when it is filed is closed at once."""
+        for put in puts:
+            letter = self.letters.get(put.event.event_id) if put.event is not None else None
+            if letter is not None and letter.key in self.rows and self._refuses(put) and not letter.is_parked:
+                self._resolve(letter.key, self.rows[letter.key].version, is_stale=False)
 
     def _resolve(self, key: str, version: Version, is_stale: bool) -> None:
         for letter in self.letters.values():

@@ -96,7 +96,7 @@ async def test_old_tombstones_go_step_by_step_and_nothing_else(
     await sql.execute("UPDATE gadgets SET _projected_at = now() - $1::interval WHERE number = 'live'", MONTHS)
     almost = timedelta(hours=SETTINGS.tombstones_hours, minutes=-1)
     await sql.execute("UPDATE gadgets SET _projected_at = now() - $1::interval WHERE number = 'young'", almost)
-    assert await keeper(database).round(NEVER) == {"dead_letter": 0, "gadget": 35, "counter": 0}
+    assert await keeper(database).round(NEVER) == {"dead_letter": 0, "departure": 0, "gadget": 35, "counter": 0}
     assert await left(sql) == ["live", "young"]
 
 
@@ -104,8 +104,8 @@ async def test_a_tombstone_stays_while_a_letter_of_its_key_could_bring_the_row_b
     database: Database, sink: AuroraSink, sql: Connection
 ) -> None:
     await bury(sink, sql, 4)
-    # Filed after the tombstone landed, so nothing has resolved them.
-    await sink.write(batch(*(change(f"G{n:03}", 2, gadget(f"G{n:03}", pieces="x")) for n in (0, 1, 2)), first=50), 1)
+    # Newer than the tombstone: nothing has resolved them.
+    await sink.write(batch(*(change(f"G{n:03}", 6, gadget(f"G{n:03}", pieces="x")) for n in (0, 1, 2)), first=50), 1)
     resolved = "UPDATE tidegate.dead_letter SET resolved_at = now(), replayed_at = now() - $2::interval WHERE key = $1"
     await sql.execute(resolved, "G001", timedelta(hours=SETTINGS.stream_hours - 1))
     await sql.execute(resolved, "G002", timedelta(hours=SETTINGS.stream_hours + 1))
@@ -131,6 +131,16 @@ async def test_resolved_letters_go_and_open_ones_stay_whatever_their_age(
     assert await rows(sql, "SELECT count(*), count(resolved_at) FROM tidegate.dead_letter") == [(10, 2)]
 
 
+async def test_departures_go_when_no_cursor_can_ask_for_them_any_more(database: Database, sql: Connection) -> None:
+    await sql.execute(
+        "INSERT INTO tidegate.departure (relation, key, xid, seen_by, left_at) SELECT 'gadgets', n::text, n, '{}', "
+        "now() - n * interval '1 hour' FROM generate_series(1, 100) AS n"
+    )
+    assert (await keeper(database).round(NEVER))["departure"] == 29, "after three days"
+    assert await rows(sql, "SELECT max(xid) FROM tidegate.departure") == [(71,)]
+    await sql.execute("TRUNCATE tidegate.departure")
+
+
 async def a_year() -> int:
     return 8760
 
@@ -148,7 +158,7 @@ async def test_tombstones_stay_while_the_stream_keeps_records_longer_or_does_not
     database: Database, sink: AuroraSink, sql: Connection, hours: Any
 ) -> None:
     await bury(sink, sql, 1)
-    assert await keeper(database, hours).round(NEVER) == {"dead_letter": 0}
+    assert await keeper(database, hours).round(NEVER) == {"dead_letter": 0, "departure": 0}
     assert await left(sql) == ["G000"]
 
 

@@ -269,7 +269,10 @@ async def test_a_split_shard_is_rewound_with_its_children(bench: Bench) -> None:
     assert refused.code == 1
     assert "Name the children too" in refused.err
     since_two = datetime.fromtimestamp(bench.clock[0] / 1000 - 3600, UTC).isoformat()
-    assert (await bench.run("rewind", "--all", "--to", since_two, "--forward")).code == 0
+    done = await bench.run("rewind", "--all", "--to", since_two, "--forward")
+    assert done.code == 0
+    named = ", ".join(f"'{key}'" for key in sorted([parent, *children]))
+    assert f"DELETE FROM tidegate.shard WHERE stream = '…' AND shard_id IN ({named});" in done.err
     leases = await bench.leases()
     assert str(leases[parent].checkpoint) == "TRIM_HORIZON"
     assert {leases[child].checkpoint.sub_sequence for child in children} == {0, -1}, "one child has a record since"

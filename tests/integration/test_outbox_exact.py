@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import asyncpg
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -197,7 +197,8 @@ class History:
         return change(str(number), version, payload, entity="counter", cause=cause)
 
 
-@settings(max_examples=150, deadline=None)
+# Drawing is slow on a machine with much else to do, and that is no fault.
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(contents, steps)
 def test_the_outbox_holds_what_the_model_applied_once_and_in_order(
     world: World, totals: list[int | None], drawn: Steps
@@ -221,8 +222,9 @@ def test_writers_that_race_for_the_same_rows_tell_of_each_applied_change_once_an
     first = 1_000_000
     dice = random.Random(5)
 
-    def events() -> list[ChangeEvent]:
-        drawn = [(dice.randrange(10), dice.randrange(1, 200), dice.randrange(3)) for _ in range(20)]
+    def events(number: int) -> list[ChangeEvent]:
+        # Versions that rise from batch to batch, and overlap with the others': in any interleaving much is applied.
+        drawn = [(dice.randrange(10), 10 * number + dice.randrange(30), dice.randrange(3)) for _ in range(20)]
         return [
             change(str(first + key), version, {"number": first + key, "total": total}, entity="counter")
             for key, version, total in drawn
@@ -239,14 +241,14 @@ def test_writers_that_race_for_the_same_rows_tell_of_each_applied_change_once_an
         for number, sink in enumerate(sinks):
             await sink.register([f"shard-{number}"], [], [])
             await take(sink, f"shard-{number}", 5)
-        work = [write(sink, f"shard-{n}", [events() for _ in range(15)]) for n, sink in enumerate(sinks)]
+        work = [write(sink, f"shard-{n}", [events(number) for number in range(15)]) for n, sink in enumerate(sinks)]
         applied = sum(await asyncio.gather(*work))
         query = "SELECT key, payload FROM tidegate.outbox WHERE entity = 'counter' AND key::bigint >= $1 ORDER BY id"
         told = await rows(world.sql, query, first)
         versions: dict[str, list[int]] = defaultdict(list)
         for key, payload in told:
             versions[key].append(version_of(payload))
-        assert len(told) == applied > 40
+        assert len(told) == applied > 60
         assert all(each == sorted(set(each)) for each in versions.values())
 
     world.runner.run(run())

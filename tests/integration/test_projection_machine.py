@@ -24,10 +24,11 @@ import pytest
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from msgspec.structs import replace
 
 from local.postgres import Postgres
 from tests.integration.projection_model import TOO_MANY, Fault, Letter, Model, Office, Poller, Put, Row
-from tests.integration.worker_rows import SHAPES, batch, create_tables, rows
+from tests.integration.worker_rows import DECODER, SHAPES, batch, create_tables, rows
 from tidegate.bubble import Env, Webhook
 from tidegate.database import DatabaseSettings, connect
 from tidegate.errors import Superseded
@@ -35,8 +36,10 @@ from tidegate.event import Cause, Operation, Version
 from worker import dead_letter
 from worker.aurora import AuroraSink
 from worker.batch import Batch
+from worker.drain import Drain
 from worker.ports import WriteResult
 from worker.routes import Routes
+from worker.settings import DrainSettings
 
 Result = TypeVar("Result")
 
@@ -53,6 +56,7 @@ GONE = Webhook(
 DROP = "ALTER TABLE gadgets DROP CONSTRAINT IF EXISTS few"
 CHECK = {False: DROP, True: f"{DROP}; ALTER TABLE gadgets ADD CONSTRAINT few CHECK (pieces < {TOO_MANY}) NOT VALID"}
 ROUTES = Routes((LIVE, GONE), [shape.name for shape in SHAPES])
+STRICT = tuple(replace(shape, is_strict=True) for shape in SHAPES)
 
 
 @dataclass
@@ -62,6 +66,7 @@ class World:
     runner: asyncio.Runner
     sql: asyncpg.Connection[asyncpg.Record]
     sink: AuroraSink
+    ordered: AuroraSink
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         return self.runner.run(work)
@@ -87,7 +92,8 @@ async def _make(runner: asyncio.Runner, stack: AsyncExitStack) -> World:
     for table in TABLES:
         await sql.execute(f"CREATE TABLE {_copy(table)} (LIKE {table})")
     database = await stack.enter_async_context(connect(postgres.dsn, DatabaseSettings(), "test"))
-    return World(runner, sql, AuroraSink(database, "stream", SHAPES, dead_letter.file, ROUTES))
+    sinks = [AuroraSink(database, "stream", shapes, dead_letter.file, ROUTES) for shapes in (SHAPES, STRICT)]
+    return World(runner, sql, *sinks)
 
 
 def _batch(first: int, puts: list[Put]) -> Batch:
@@ -111,10 +117,15 @@ class Projection(RuleBasedStateMachine):
     """`stream` is what was put, in order; `late` what is still on its way."""
 
     world: ClassVar[World]
+    is_ordered: ClassVar[bool] = False
+
+    @property
+    def sink(self) -> AuroraSink:
+        return self.world.ordered if self.is_ordered else self.world.sink
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = Model(ROUTES)
+        self.model = Model(ROUTES, is_ordered=self.is_ordered)
         self.saved: Model | None = None
         self.poller = Poller()
         self.offices = {key: Office(key) for key in KEYS}
@@ -127,7 +138,7 @@ class Projection(RuleBasedStateMachine):
     def begin(self) -> None:
         self.world.execute("; ".join(f"DELETE FROM {table}" for table in TABLES))
         self.world.execute(CHECK[True])
-        self.world.run(self.world.sink.register([SHARD], [], []))
+        self.world.run(self.sink.register([SHARD], [], []))
         self.take_the_lease()
 
     def put(self, put: Put, is_late: bool = False) -> None:
@@ -206,7 +217,7 @@ class Projection(RuleBasedStateMachine):
     @rule()
     def take_the_lease(self) -> None:
         self.model.counter += 1
-        state = self.world.run(self.world.sink.open(SHARD, self.model.counter))
+        state = self.world.run(self.sink.open(SHARD, self.model.counter))
         assert state is not None
         assert state.lease_counter == self.model.counter
         assert (state.position.sequence if state.position else 0) == self.model.position
@@ -228,7 +239,7 @@ class Projection(RuleBasedStateMachine):
         whole = _batch(start + 1, puts)
         expected = self.model.write(start + 1, puts)
         note(f"records {start + 1} to {end}: {expected}")
-        result: WriteResult = self.world.run(self.world.sink.write(whole, self.model.counter))
+        result: WriteResult = self.world.run(self.sink.write(whole, self.model.counter))
         assert sum(result) == whole.delivered == len(puts)
         assert result == expected
         self.read = max(self.read, end)
@@ -240,7 +251,7 @@ class Projection(RuleBasedStateMachine):
         start = min(start, len(self.stream) - 1)
         whole = _batch(start + 1, self.stream[start:])
         with pytest.raises(Superseded):
-            self.world.run(self.world.sink.write(whole, max(0, self.model.counter - behind)))
+            self.world.run(self.sink.write(whole, max(0, self.model.counter - behind)))
         self.compare()
 
     # The database.
@@ -310,23 +321,63 @@ class Projection(RuleBasedStateMachine):
 async def _letters(sql: asyncpg.Connection[asyncpg.Record]) -> dict[str, Letter]:
     filed = await rows(
         sql,
-        "SELECT coalesce(event_id, 'at ' || sequence_number), key, version, attempts, resolution, resolved_at IS NULL "
-        "FROM tidegate.dead_letter",
+        "SELECT coalesce(event_id, 'at ' || sequence_number), key, version, attempts, resolution, parked_at IS NOT NULL, "
+        "resolved_at IS NULL FROM tidegate.dead_letter",
     )
     letters = {}
-    for name, key, version, attempts, resolution, is_open in filed:
+    for name, key, version, attempts, resolution, is_parked, is_open in filed:
         assert is_open == (resolution is None)
         assert name not in letters, "one letter for each record"
-        letters[name] = Letter(key, Version(*version) if version else None, attempts, resolution)
+        letters[name] = Letter(key, Version(*version) if version else None, attempts, resolution, is_parked)
     return letters
+
+
+class OrderedProjection(Projection):
+    """The same histories of an entity that asks for strict order, and what a person and the drain do about it."""
+
+    is_ordered = True
+
+    @rule(key=keys, good=st.lists(st.booleans(), min_size=2, max_size=8))
+    def many_changes_of_a_row(self, key: str, good: list[bool]) -> None:
+        for is_good in good:
+            if is_good:
+                self.upsert(key, len(self.stream) % 3, Cause.LIVE, is_late=False)
+            else:
+                self.poison(key, Fault.CHECK, is_late=False)
+
+    @precondition(lambda self: any(letter.is_open for letter in self.model.letters.values()))
+    @rule(data=st.data())
+    def a_person_drops_a_letter(self, data: st.DataObject) -> None:
+        """One that failed, or one that waits."""
+        name = data.draw(st.sampled_from(sorted(name for name, each in self.model.letters.items() if each.is_open)))
+        self.model.letters[name].resolution = "dropped"
+        dropped = "SET resolved_at = now(), resolution = 'dropped' WHERE coalesce(event_id, 'at ' || sequence_number)"
+        self.world.execute(f"UPDATE tidegate.dead_letter {dropped} = '{name}'")
+
+    @precondition(lambda self: self.stream)
+    @rule(data=st.data())
+    def a_failure_is_replayed(self, data: st.DataObject) -> None:
+        """Whatever it failed of is mended."""
+        if self.model.is_strict:
+            self.migrate(data.draw(st.integers(0, len(self.stream) - 1)))
+        failed = [place for place, put in enumerate(self.stream) if put.fault is not None]
+        if failed:
+            self.stream.append(self.stream[data.draw(st.sampled_from(failed))])
+
+    @rule()
+    def drain(self) -> None:
+        self.model.drain()
+        self.world.run(Drain(self.sink, DECODER.decode_all, DrainSettings()).round(asyncio.Event()))
+        self.compare()
 
 
 # Should one fail, finding a short one that fails too takes Hypothesis up to five minutes.
 @pytest.mark.timeout(EXAMPLES + 600)
-def test_any_history_leaves_what_the_model_says(world: World) -> None:
+@pytest.mark.parametrize("machine", [Projection, OrderedProjection])
+def test_any_history_leaves_what_the_model_says(world: World, machine: type[Projection]) -> None:
     Projection.world = world
     run_state_machine_as_test(
-        Projection,
+        machine,
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=40,

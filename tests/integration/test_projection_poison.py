@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from local.postgres import Postgres
 from tests.integration.projection_model import TOO_MANY, Fault, Office, Poller, Put
 from tests.integration.worker_rows import SHAPES, batch, change, create_tables, gadget, rows
 from tidegate.bubble import Env, Webhook
 from tidegate.database import DatabaseSettings, connect
+from tidegate.entity import EntityShape
 from worker import dead_letter
 from worker.aurora import AuroraSink
 from worker.ports import WriteResult
@@ -29,7 +31,7 @@ REASONS = {
     Fault.UNDECODABLE: ("decode", "undecodable"),
     Fault.MISMATCH: ("decode", "invalid"),
     Fault.NUL: ("write", "character_not_in_repertoire"),
-    Fault.RANGE: ("write", "unstorable"),
+    Fault.RANGE: ("write", "numeric_value_out_of_range"),
     Fault.CHECK: ("write", "check_violation"),
 }
 
@@ -41,6 +43,7 @@ async def dsn() -> AsyncIterator[str]:
         yield postgres.dsn
 
 
+STRICT = tuple(replace(shape, is_strict=True) for shape in SHAPES)
 HOOK = Webhook(name="hook", url=Env("URL"), secrets=(Env("SECRET", secret=True),))
 
 
@@ -55,8 +58,11 @@ def records(poison: int) -> list[Put]:
     return made
 
 
-@pytest.mark.parametrize("poison", [0, 1, 10, RECORDS])
-async def test_the_good_rows_are_in_and_each_bad_record_is_filed_whole_and_once(dsn: str, poison: int) -> None:
+@pytest.mark.parametrize("shapes", [SHAPES, STRICT], ids=["default", "strict order"])
+@pytest.mark.parametrize("poison", [1, 10, RECORDS])
+async def test_the_good_rows_are_in_and_each_bad_record_is_filed_whole_and_once(
+    dsn: str, poison: int, shapes: tuple[EntityShape, ...]
+) -> None:
     puts = records(poison)
     bad = {number: put for number, put in enumerate(puts, 1) if put.fault is not None}
     assert len(bad) == poison
@@ -66,7 +72,7 @@ async def test_the_good_rows_are_in_and_each_bad_record_is_filed_whole_and_once(
         f"ALTER TABLE gadgets DROP CONSTRAINT IF EXISTS few, ADD CONSTRAINT few CHECK (pieces < {TOO_MANY})"
     )
     async with connect(dsn, DatabaseSettings(), "test") as database:
-        sink = AuroraSink(database, "stream", SHAPES, dead_letter.file)
+        sink = AuroraSink(database, "stream", shapes, dead_letter.file)
         await sink.register(["shard-0"], [], [])
         await sink.open("shard-0", 1)
         result = await sink.write(batch(*(put.data for put in puts)), 1)
@@ -94,3 +100,28 @@ async def test_a_bad_record_does_not_change_what_is_counted_of_the_others(dsn: s
         assert await sink.write(batch(*late, first=10), 1) == WriteResult(stale=1, coalesced=1)
         expected = WriteResult(applied=1, stale=1, coalesced=2, rejected=2)
         assert await sink.write(batch(*late, *twice, *poison, first=20), 1) == expected
+
+
+async def test_in_strict_order_each_of_many_keys_stops_at_its_own_failure(dsn: str) -> None:
+    """A hundred rows of ten changes each, of which the third is bad: two are in, one is filed as a failure, seven wait."""
+    sql = await asyncpg.connect(dsn)
+    await sql.execute("TRUNCATE gadgets, tidegate.shard, tidegate.dead_letter CASCADE")
+    keys = [f"G{number:03}" for number in range(100)]
+    events = [
+        change(key, version, gadget(key, pieces=TOO_MANY if version == 3 else version))
+        for version in range(1, 11)
+        for key in keys
+    ]
+    async with connect(dsn, DatabaseSettings(), "test") as database:
+        sink = AuroraSink(database, "stream", STRICT, dead_letter.file)
+        await sink.register(["shard-0"], [], [])
+        await sink.open("shard-0", 1)
+        expected = WriteResult(applied=2 * len(keys), rejected=len(keys), parked=7 * len(keys))
+        assert await sink.write(batch(*events), 1) == expected
+        assert await sink.write(batch(*events), 1) == WriteResult(
+            unchanged=len(keys), coalesced=len(keys), rejected=len(keys), parked=7 * len(keys)
+        )
+    assert await rows(sql, "SELECT DISTINCT pieces FROM gadgets") == [(2,)]
+    counted = "SELECT count(*), count(parked_at), min(attempts), max(attempts) FROM tidegate.dead_letter"
+    assert await rows(sql, counted) == [(8 * len(keys), 7 * len(keys), 2, 2)]
+    await sql.close()

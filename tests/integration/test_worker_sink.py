@@ -166,7 +166,7 @@ async def test_poison_is_filed_alone_and_the_rest_goes_on(sink: AuroraSink, sql:
         ("write", "bad0"), ("write", "bad1"), ("decode", "bad2"), ("write", long_key[:512]), ("decode", "X"),
     ]  # fmt: skip
     assert [reason for _, reason, _ in filed] == [
-        "character_not_in_repertoire", "unstorable", "invalid", "program_limit_exceeded", "invalid",
+        "character_not_in_repertoire", "numeric_value_out_of_range", "invalid", "program_limit_exceeded", "invalid",
     ]  # fmt: skip
     assert await sql.fetchval("SELECT count(*) FROM tidegate.watermark") == 1
 

@@ -23,7 +23,19 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for verb in ("new", "check", "schema", "migrate", "dead-letters", "erase", "demo"):
+    for verb in (
+        "new",
+        "check",
+        "schema",
+        "migrate",
+        "status",
+        "explain",
+        "dead-letters",
+        "outbox",
+        "erase",
+        "estimate",
+        "demo",
+    ):
         assert verb in shown
 
 

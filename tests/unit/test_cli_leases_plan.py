@@ -140,6 +140,8 @@ def test_a_finished_lease_is_read_again_from_its_start_with_its_children() -> No
     assert lease_of(after(plan)["p"]).checkpoint == TRIM_HORIZON
     assert lease_of(after(plan)["a"]).checkpoint == at("40")
     assert reasons(plan) == {"b": "is at TRIM_HORIZON already"}
+    assert leases_plan.forgotten(FAMILY, ["p", "a"]) == ["a", "b", "p"], "the database must forget them all"
+    assert leases_plan.forgotten(FAMILY, ["a", "b"]) == []
     with pytest.raises(Fatal, match="p is finished and its children b go on from it"):
         leases_plan.rewind(FAMILY, Targets(of={"p": TRIM_HORIZON, "a": TRIM_HORIZON}, listed={"p", "a", "b"}))
     assert reasons(leases_plan.rewind(FAMILY, Targets(of={"p": LATEST}, listed={"p"}))) == {"p": "is finished"}

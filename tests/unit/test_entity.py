@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from datetime import date, datetime
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Literal
 from uuid import UUID
 
@@ -96,6 +96,33 @@ def test_a_wrong_meta_is_refused_by_name(meta: Meta, text: str) -> None:
     Thing.meta = meta
     with pytest.raises(BubbleError, match=text):
         describe(Thing)
+
+
+class Mixed(str, Enum):  # noqa: UP042  (many write it so; its text is not its value)
+    RED = "red"
+
+
+class Better(StrEnum):
+    RED = "red"
+
+
+def keyed_by(hint: type) -> type[Entity]:
+    namespace = {
+        "__annotations__": {"colour": hint},
+        "__module__": __name__,
+        "meta": Meta(collection="things", key="colour", readers=ALL),
+    }
+    return types.new_class("Thing", (Entity,), exec_body=lambda body: body.update(namespace))
+
+
+@pytest.mark.parametrize("hint", [Colour, Mixed])
+def test_a_key_whose_text_is_not_its_value_is_refused(hint: type) -> None:
+    with pytest.raises(BubbleError, match=r"Thing\.colour: a key of the type \w+ would never be found.* a StrEnum"):
+        describe(keyed_by(hint))
+
+
+def test_a_key_may_be_a_str_enum() -> None:
+    assert describe(keyed_by(Better)).key.choices == ("red",)
 
 
 @pytest.mark.parametrize("hint", [list[str], dict[str, int], bytes, str | int, Literal[1, 2], object])

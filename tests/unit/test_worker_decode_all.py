@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tidegate import codec
 from tidegate.entity import EVERYONE, Entity, Meta, Reader
+from tidegate.event import ChangeEvent
 from worker.batch import Change, DeadLetter, Item, Mark, Record
 from worker.decode import Decoder
 
@@ -133,6 +134,34 @@ def shown(item: Item) -> tuple[Any, ...]:
 
 def records(bodies: list[bytes]) -> list[Record]:
     return [Record(str(10 + number), body) for number, body in enumerate(bodies)]
+
+
+# Numbers that JSON can write and Python's float, int or str() cannot take.
+HUGE = ("1e999", "-1E400", "9" * 5_000, "-" + "9" * 4_301, "1e99999999999999999999", "9" * 400 + ".5", '[{"a":1e999}]')
+
+
+@pytest.mark.parametrize("number", HUGE, ids=lambda text: text[:9])
+def test_a_number_beyond_all_bounds_in_a_field_that_nobody_knows_is_nobodys_fault(number: str) -> None:
+    for place in (b'"more":%s,"text"', b'"text":"6","more":%s,"text"'):
+        known = msgspec.json.encode(GOOD[2])
+        record = Record("1", known.replace(b'"text"', place % number.encode(), 1))
+        assert isinstance(DECODER.decode(record), Change)
+        assert shown(DECODER._carefully(record)) == shown(DECODER.decode(record))
+        event = codec.decode(record.data)
+        assert isinstance(event, ChangeEvent)
+        assert b'"more":%s' % number.encode() in codec.encode(event), "and it stays what it was"
+
+
+@pytest.mark.parametrize("number", HUGE, ids=lambda text: text[:9])
+def test_a_number_beyond_all_bounds_in_a_field_is_the_fields_fault(number: str) -> None:
+    for faulty in (GOOD[0] | {"data": BOX | {"weight": 0}}, GOOD[1] | {"data": {"id": IDENTITY, "price": 0}}):
+        body = msgspec.json.encode(faulty)
+        name = b'"price":' if b'"price":' in body else b'"weight":'
+        record = Record("1", body.replace(name + b"0", name + number.encode()))
+        item = DECODER._carefully(record)
+        assert shown(DECODER.decode(record)) == shown(item)
+        if isinstance(item, DeadLetter):
+            assert (item.reason, item.key is None) == ("invalid", False)
 
 
 @given(st.lists(payloads, max_size=12))

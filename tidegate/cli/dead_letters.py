@@ -28,6 +28,7 @@ def add_verbs(verbs: argparse._SubParsersAction[Parser]) -> None:
     listed = _verb(each, "list", "how many there are, grouped by why they failed")
     _selection_arguments(listed)
     listed.add_argument("--each", action="store_true", help="one line for each letter instead of each group")
+    listed.add_argument("--parked", action="store_true", help="only changes that wait for other letters of their key")
     listed.add_argument("--resolved", action="store_true", help="closed ones, too")
     listed.add_argument("--limit", type=_whole, default=50, help="lines at most (50)")
 
@@ -56,6 +57,9 @@ def add_verbs(verbs: argparse._SubParsersAction[Parser]) -> None:
     dropped = _verb(each, "drop", "close letters that are not needed; housekeeping removes them later")
     _selection_arguments(dropped)
     dropped.add_argument("--all", action="store_true", help="every open letter")
+    dropped.add_argument(
+        "--parked", action="store_true", help="changes that wait for other letters of their key; else they are left out"
+    )
     dropped.add_argument("--yes", action="store_true", help="do not ask")
     _dry_run_argument(dropped)
 

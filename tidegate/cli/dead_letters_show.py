@@ -6,11 +6,12 @@ import argparse
 import asyncio
 import base64
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tidegate import letters
 from tidegate.cli.console import confirm, database, shown, who
@@ -45,13 +46,20 @@ def selection(arguments: argparse.Namespace) -> Selection:
         reason=arguments.reason,
         since=arguments.since,
         until=arguments.until,
+        parked=True if getattr(arguments, "parked", False) else None,
         resolved=getattr(arguments, "resolved", False),
     )
 
 
 def narrowed(arguments: argparse.Namespace) -> Selection:
-    """The same for a verb that writes. Raises Fatal when nothing is chosen and --all is not said, or both are."""
+    """The same for a verb that writes. Raises Fatal when nothing is chosen and --all is not said, or both are.
+
+    Parked letters are left out unless they are named: nothing is wrong with them, and whoever closes what they wait
+    for wants them to follow.
+    """
     chosen = selection(arguments)
+    if chosen.parked is None and not (chosen.ids or chosen.groups or chosen.reason):
+        chosen = replace(chosen, parked=False)
     if chosen.is_everything and not arguments.all:
         raise Fatal("which letters? Give numbers, --group or another choice, or --all for every open one")
     if arguments.all and not chosen.is_everything:
@@ -67,8 +75,9 @@ def answer(value: object) -> str:
 def run_list(arguments: argparse.Namespace) -> int:
     chosen = selection(arguments)
     if arguments.each:
-        found, total = asyncio.run(_find(chosen, arguments.limit))
-        lines, items = each_lines(found), [summary(letter) for letter in found]
+        found, behind, total = asyncio.run(_find(chosen, arguments.limit))
+        lines = each_lines(found, behind)
+        items = [{**summary(letter), "waiting": behind.get(letter.id, 0)} for letter in found]
     else:
         grouped, total = asyncio.run(_groups(chosen, arguments.limit))
         lines, items = group_lines(grouped), [msgspec.to_builtins(group) for group in grouped]
@@ -84,8 +93,11 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    letter = asyncio.run(_get(arguments.id))
-    print(answer(whole(letter)) if arguments.json else "\n".join(letter_lines(letter)))
+    letter, behind, before = asyncio.run(_get(arguments.id))
+    if arguments.json:
+        print(answer({**whole(letter), "waiting": behind, "waits_for": before}))
+    else:
+        print("\n".join(letter_lines(letter, behind, before)))
     return 0
 
 
@@ -103,14 +115,18 @@ async def _groups(chosen: Selection, limit: int) -> tuple[list[Group], int]:
         return await letters.groups(connection, chosen, limit), (await letters.count(connection, chosen))[0]
 
 
-async def _find(chosen: Selection, limit: int) -> tuple[list[Letter], int]:
+async def _find(chosen: Selection, limit: int) -> tuple[list[Letter], dict[int, int], int]:
     async with database() as opened, opened.transaction("read the dead letters") as connection:
-        return await letters.find(connection, chosen, limit), (await letters.count(connection, chosen))[0]
+        found = await letters.find(connection, chosen, limit)
+        return found, await letters.waiting(connection, found), (await letters.count(connection, chosen))[0]
 
 
-async def _get(number: int) -> Letter:
+async def _get(number: int) -> tuple[Letter, int, list[int]]:
+    """The letter, how many wait for it, and which ones it waits for."""
     async with database() as opened, opened.transaction("read a dead letter") as connection:
-        return await letters.get(connection, number)
+        letter = await letters.get(connection, number)
+        before = await letters.holding(connection, letter) if letter.state == "parked" else []
+        return letter, (await letters.waiting(connection, [letter])).get(number, 0), before
 
 
 async def _drop(chosen: Selection, arguments: argparse.Namespace) -> int:
@@ -128,23 +144,23 @@ async def _drop(chosen: Selection, arguments: argparse.Namespace) -> int:
 
 def group_lines(groups: Sequence[Group]) -> Iterator[str]:
     """A table of groups; the number of an example leads to `show`."""
-    head = ("GROUP", "LETTERS", "REPLAYED", "FIRST", "LAST", "STAGE", "REASON", "ENTITY", "EXAMPLE")
+    head = ("GROUP", "LETTERS", "REPLAYED", "WAITING", "FIRST", "LAST", "STAGE", "REASON", "ENTITY", "EXAMPLE")
     rows = [
-        (group.fingerprint, str(group.letters), str(group.replayed or ""), _short(group.first_seen_at),
-         _short(group.last_seen_at), _stage(group.stage, group.kind), group.reason, group.entity or "",
-         f"{group.example}: {_line(group.message)}")
+        (group.fingerprint, str(group.letters), str(group.replayed or ""), str(group.waiting or ""),
+         _short(group.first_seen_at), _short(group.last_seen_at), _stage(group.stage, group.kind), group.reason,
+         group.entity or "", f"{group.example}: {_line(group.message)}")
         for group in groups
     ]  # fmt: skip
     return _table(head, rows)
 
 
-def each_lines(found: Iterable[Letter]) -> Iterator[str]:
-    """A table of letters."""
-    head = ("ID", "STATE", "TRIES", "LAST", "STAGE", "REASON", "ENTITY", "KEY", "MESSAGE")
+def each_lines(found: Iterable[Letter], behind: Mapping[int, int]) -> Iterator[str]:
+    """A table of letters; `behind` is how many changes wait for each."""
+    head = ("ID", "STATE", "TRIES", "WAITING", "LAST", "STAGE", "REASON", "ENTITY", "KEY", "MESSAGE")
     rows = [
         (str(letter.id), letter.state + (" (edited)" if letter.edited_at else ""), str(letter.attempts),
-         _short(letter.last_seen_at), _stage(letter.stage, letter.kind), letter.reason, letter.entity or "",
-         letter.key or "", _line(letter.message))
+         str(behind.get(letter.id, "")), _short(letter.last_seen_at), _stage(letter.stage, letter.kind), letter.reason,
+         letter.entity or "", letter.key or "", _line(letter.message))
         for letter in found
     ]  # fmt: skip
     return _table(head, rows)
@@ -166,17 +182,30 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[s
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def letter_lines(letter: Letter) -> Iterator[str]:
-    """Everything about one letter, with what can be done."""
+def letter_lines(letter: Letter, behind: int = 0, before: Sequence[int] = ()) -> Iterator[str]:
+    """Everything about one letter, with what can be done. `behind` wait for it, and it waits for those in `before`."""
     for name, value in summary(letter).items():
         if value not in (None, ""):
             yield f"{name.ljust(16)}{shown(str(value))}"
+    if behind:
+        yield f"{'waiting'.ljust(16)}{behind} later changes of its key follow when it is closed, in their order"
     if letter.resolved_at is None:
-        yield f"{'remedy'.ljust(16)}{'replay it as it was edited' if letter.edited_at else _REMEDIES[letter.kind]}"
+        yield f"{'remedy'.ljust(16)}{_remedy(letter, behind, before)}"
     if letter.kind is not LetterKind.GAP:
         yield from ("", f"payload, {len(letter.payload)} bytes, {letter.kind}:", *payload_lines(letter.payload))
     if letter.edited_payload is not None:
         yield from ("", f"edited record, {len(letter.edited_payload)} bytes:", *payload_lines(letter.edited_payload))
+
+
+def _remedy(letter: Letter, behind: int, before: Sequence[int]) -> str:
+    if letter.parked_at is not None:
+        first = f"close {', '.join(map(str, before))} first" if before else "a worker is about to write it"
+        return f"none is needed, it follows by itself: {first}"
+    if letter.edited_at:
+        return "replay it as it was edited"
+    if behind and letter.kind is LetterKind.ROW:
+        return f"{_REMEDIES[letter.kind]}. The row that is sent again waits behind this letter: drop it then"
+    return _REMEDIES[letter.kind]
 
 
 def summary(letter: Letter) -> dict[str, Any]:

@@ -169,6 +169,19 @@ def rewind(items: Sequence[Item], targets: Targets) -> Plan:
     return _planned(items, targets.of, move)
 
 
+def forgotten(items: Sequence[Item], keys: Collection[str]) -> list[str]:
+    """What the database must forget, so that finished shards among the keys are read again: their descendants.
+
+    It knows by them that a shard has ended.
+    """
+    leases = leases_in(items)
+    found = {key for key in keys if leases[key].is_ended}
+    again = len(found)
+    while more := {key for key, lease in leases.items() if not found.isdisjoint(lease.parent_keys)} - found:
+        found |= more
+    return sorted(found) if again else []
+
+
 def _is_ahead(target: Checkpoint, now: Checkpoint) -> bool:
     """LATEST is a place at the time when it is read: ahead of whatever was written down before."""
     if target == TRIM_HORIZON or now == LATEST:

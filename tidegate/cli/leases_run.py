@@ -214,7 +214,23 @@ def _target(arguments: argparse.Namespace) -> Checkpoint | datetime:
 
 async def _rewind(tools: Tools) -> int:
     targets = await _targets(tools)
-    return await _carry_out(tools, lambda items: leases_plan.rewind(items, targets))
+    forgotten: list[str] = []
+
+    def decide(items: Sequence[Item]) -> Plan:
+        plan = leases_plan.rewind(items, targets)
+        forgotten[:] = leases_plan.forgotten(items, [write.key for write in plan.writes])
+        return plan
+
+    code = await _carry_out(tools, decide)
+    if forgotten and not code:
+        shards = ", ".join(f"'{key}'" for key in forgotten)
+        print(
+            "The database knows that finished shards have ended, and workers pass them by until it forgets that: with the "
+            "workers stopped, as the owner of the database, "
+            f"DELETE FROM tidegate.shard WHERE stream = '…' AND shard_id IN ({shards});",
+            file=sys.stderr,
+        )
+    return code
 
 
 async def _targets(tools: Tools) -> Targets:

@@ -102,7 +102,11 @@ class Stream:
 
     async def shard_ids(self) -> frozenset[str]:
         """Every shard that the stream has, open or closed. Raises Fatal when there is no such stream, Transient."""
-        found: set[str] = set()
+        return frozenset(shard["ShardId"] for shard in await self.listed())
+
+    async def listed(self) -> list[Mapping[str, Any]]:
+        """Every shard as ListShards tells it. Raises Fatal when there is no such stream, Transient."""
+        found: list[Mapping[str, Any]] = []
         asked = self._target
         while asked:
             try:
@@ -112,10 +116,10 @@ class Stream:
                 raise Fatal(
                     f"there is no stream {self.name!r} in this account and region; name one by --stream"
                 ) from None
-            found |= {shard["ShardId"] for shard in answer["Shards"]}
+            found += answer["Shards"]
             token = answer.get("NextToken")
             asked = {"NextToken": token} if token else {}
-        return frozenset(found)
+        return found
 
     async def place_of(self, shard_id: str, time: datetime) -> Checkpoint | None:
         """The place right before the first record that arrived at `time` or later; None when there is none.
