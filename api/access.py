@@ -1,7 +1,8 @@
 """Claims → viewers: whom the database takes the caller for.  (pure)
 
-The gateway's JWT authorizer has verified signature, issuer, audience and expiry before the handler runs; here
-its claims become the JSON that the row-level security policies read. Nothing else decides what is visible.
+The handler has verified the token (`api.tokens`) after API Gateway did; here its claims become the JSON that the row-level
+security policies read. Nothing else decides which rows are visible. Which routes are open to a token's scopes is
+decided here too; `Bubble.scopes` declares it.
 """
 
 from __future__ import annotations
@@ -10,34 +11,63 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from tidegate.bubble import Viewer
+from api.answer import Refused
+from api.compact import Claims, client_of, scopes_of
+from api.request import Request
+from tidegate.bubble import Bubble, Viewer
 from tidegate.entity import EVERYONE
 
-Claims = Mapping[str, object]
-"""Claim → value, as the authorizer hands them over: an HTTP API makes texts of all, lists as "[a b]"."""
+__all__ = ["Caller", "Claims", "encode_viewers", "identified", "viewers_of"]
 
 _encoder = msgspec.json.Encoder()
 
 
-class Unidentified(Exception):
-    """The request carries no usable claims; the text is fit for the caller."""
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks: the kinds of viewers that the token names, with their ids, and its claims."""
+
+    viewers: dict[str, list[str]]
+    claims: Claims
+
+    @property
+    def subject(self) -> str:
+        """The issuer's own name of whoever signed in; it is never given to another."""
+        return str(self.claims["sub"])
+
+    @property
+    def client(self) -> str:
+        """The client that the token was given to."""
+        return client_of(self.claims)
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether nobody signed in: a program's own token is of itself."""
+        return self.subject == self.client
 
 
-def viewers_of(claims: Claims | None, declared: Iterable[Viewer]) -> dict[str, list[str]]:
+def identified(request: Request, bubble: Bubble) -> Caller:
+    """Who asks, if they may use this route at all. Raises Refused, 401 or 403."""
+    if request.claims is None:
+        why = request.unidentified
+        challenge = 'Bearer error="invalid_token"' if why else "Bearer"
+        detail = why or "send an access token: Authorization: Bearer <token>"
+        raise Refused(401, "unidentified", "Unauthorized", detail, headers={"WWW-Authenticate": challenge})
+    held = scopes_of(request.claims)
+    for scope in bubble.scopes_of(request.path):
+        if held.isdisjoint(scope.any_of):
+            wanted = " ".join(scope.any_of)
+            challenge = f'Bearer error="insufficient_scope", scope="{wanted}"'
+            detail = f"the token has none of the scopes that open {scope.path}: {wanted}"
+            headers = {"WWW-Authenticate": challenge}
+            raise Refused(403, "insufficient-scope", "Forbidden", detail, headers=headers)
+    return Caller(viewers_of(request.claims, bubble.viewers), request.claims)
+
+
+def viewers_of(claims: Claims, declared: Iterable[Viewer]) -> dict[str, list[str]]:
     """Kind of viewer → its ids, sorted; every signed-in caller is also of kind `everyone`.
 
-    A claim is one value and compared whole, unless its viewer says `many`. Then it is a list, a text of values
-    with a space between, or such a text in brackets. In a text the name "evening staff-north" is not told from
-    two names; Cognito admits no space in a group's name, and where an issuer does, its administrators must not.
-
-    Raises:
-        Unidentified: there are no claims, or they are those of an ID token, which says who signed in
-            and is not meant for an API.
+    A claim is one value and compared whole, unless its viewer says `many`: then it is a list, or a text of values with a
+    space between, as `scope` is. A list's values are compared whole, spaces and all.
     """
-    if not claims:
-        raise Unidentified("send an access token: Authorization: Bearer <token>")
-    if claims.get("token_use", "access") != "access":
-        raise Unidentified("this is not an access token; send the access token of the same sign-in")
     found: dict[str, set[str]] = {EVERYONE: {"*"}}
     for viewer in declared:
         claim = claims.get(viewer.claim)
@@ -59,12 +89,7 @@ def _one(claim: object) -> list[str]:
 def _values(claim: object) -> list[str]:
     if isinstance(claim, list | tuple):
         return [value for value in claim if isinstance(value, str)]
-    if not isinstance(claim, str):
-        return []
-    inner = claim[1:-1] if claim.startswith("[") and claim.endswith("]") else claim
-    # At plain spaces only, as they were joined: another sort of space is part of a name. A bracket that is left
-    # could be the list's own or a name's, so such a value names nobody.
-    return [value for value in inner.split(" ") if "[" not in value and "]" not in value]
+    return claim.split(" ") if isinstance(claim, str) else []
 
 
 def _storable(identity: str) -> bool:

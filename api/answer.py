@@ -10,6 +10,7 @@ import msgspec
 
 PROBLEM_TYPE = "application/problem+json"
 JSON_TYPE = "application/json"
+HTML_TYPE = "text/html; charset=utf-8"
 
 _encoder = msgspec.json.Encoder()
 
@@ -41,6 +42,12 @@ def freshness_headers(as_of: Mapping[str, datetime | None], unwatermarked: Seque
     if unwatermarked:
         headers["Data-Unwatermarked"] = ",".join(unwatermarked)
     return headers
+
+
+def as_of_then(headers: Mapping[str, str], as_of: str | None) -> dict[str, str]:
+    """The same headers with another `Data-As-Of`, none if it is not known, where there was one."""
+    kept = {name: value for name, value in headers.items() if name != "Data-As-Of"}
+    return kept | {"Data-As-Of": as_of} if as_of is not None and "Data-As-Of" in headers else kept
 
 
 def rfc3339(time: datetime) -> str:
@@ -81,11 +88,12 @@ class Refused(Exception):
     kind     the stable word that programs compare
     where    which part of the request is wrong, if one is
     headers  what the answer carries besides
+    errors   where several things are wrong: each of them
     """
 
     def __init__(
         self, status: int, kind: str, title: str, detail: str, *,
-        where: Where | None = None, headers: Mapping[str, str] | None = None,
+        where: Where | None = None, headers: Mapping[str, str] | None = None, errors: Sequence[Mapping[str, object]] = (),
     ) -> None:  # fmt: skip
         super().__init__(detail)
         self.status = status
@@ -93,6 +101,7 @@ class Refused(Exception):
         self.title = title
         self.where = where
         self.headers = headers or {}
+        self.errors = tuple(errors)
 
 
 class _Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -101,6 +110,7 @@ class _Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: int
     detail: str
     where: Where | None = None
+    errors: tuple[Mapping[str, object], ...] = ()
     request_id: str = ""
 
 
@@ -112,6 +122,7 @@ def problem(refused: Refused, request_id: str) -> Answer:
         status=refused.status,
         detail=str(refused),
         where=refused.where,
+        errors=refused.errors,
         request_id=request_id,
     )
     return Answer(

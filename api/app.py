@@ -1,43 +1,48 @@
-"""The route table: request in, answer out, errors as problem details.
+"""The route table of the reads: request in, answer out, errors as problem details.
 
-    GET /v1/{collection}         rows by key, page after page: {"items": […], "next_cursor": …|null}
-    GET /v1/{collection}/{key}   one row
-    GET /v1/openapi.json         the specification, open to all
+    GET /v1/{collection}           rows, page after page: {"items": […], "next_cursor": …|null}
+    GET /v1/{collection}/{key}     one row
+    GET /v1/{collection}/changes   what changed since a cursor: {"changes": […], "next_cursor": …, "has_more": …}
+    GET /v1/reports                the declared reports
+    GET /v1/reports/{name}         one of them, counted over what the caller may see
+    GET /v1/openapi.json           the specification, open to all
+    GET /v1/docs                   the same as a page for people
 
-Everything but the specification needs claims.
+Everything but the last two needs claims. docs/API.md says what callers may rely on.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Protocol
 
 import msgspec
 
-from api import openapi, queries
-from api.access import Unidentified, encode_viewers, viewers_of
-from api.answer import Answer, Refused, Where, freshness_headers, problem, representation
+from api import changes, queries, reports, selection
+from api.access import Caller, encode_viewers, identified
+from api.answer import HTML_TYPE, JSON_TYPE, Answer, Refused, Where, as_of_then, problem, representation
+from api.catalog import Collection, collections_of, feeds_of
+from api.changes import Since
+from api.cursor import Cursors, Position
 from api.database import Read
-from api.openapi import DEFAULT_LIMIT, LARGEST_LIMIT
+from api.faults import finished
+from api.filters import filters_of, only, shown
 from api.queries import Query
+from api.reports import Results
 from api.request import Request
+from api.selection import DEFAULT_LIMIT, LARGEST_LIMIT, Selection
 from tidegate.bubble import Bubble
-from tidegate.entity import EntityShape
-from tidegate.errors import Fatal, Rejected, Transient
-
-FATAL_RETRY_AFTER_S = 30
-
-_LONGEST_SHOWN = 40
-"""Characters of a caller's own text that an answer repeats."""
+from tidegate.entity import describe
 
 _PREFIX = "/v1/"
 _SPECIFICATION = "openapi.json"
-_PAGING = ("limit", "cursor")
+_PAGE = "docs"
+_CHANGES = "changes"
+_REPORTS = "reports"
 _LIMIT = re.compile(r"[1-9][0-9]{0,8}")
-_ALWAYS = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
 
 
 class Reads(Protocol):
@@ -46,43 +51,60 @@ class Reads(Protocol):
     async def read(self, viewers: str, query: Query, sources: Sequence[str]) -> Read: ...
 
 
-class Collection(msgspec.Struct, frozen=True):
-    """One entity as a REST resource, with the sources that feed it."""
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How the reads answer.
 
-    shape: EntityShape
-    watermarked: tuple[str, ...]
-    unwatermarked: tuple[str, ...]
+    stale_while_revalidate_s  so long a browser may show what it has while it asks anew
+    ask_again_s               what a caller for whom nothing changed is told to wait
+    changes_kept_s            so old a cursor of changes may be; departures must be kept for longer
+    reports_kept_s            so long a report is remembered, if nothing changed
+    """
+
+    cursors: Cursors
+    stale_while_revalidate_s: int = 0
+    ask_again_s: int = 2
+    changes_kept_s: int = 86_400
+    reports_kept_s: float = 3_600
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 
-def collections_of(bubble: Bubble) -> dict[str, Collection]:
-    return {
-        shape.collection: Collection(
-            shape,
-            watermarked=tuple(source.name for source in bubble.sources_of(shape.name) if source.watermark),
-            unwatermarked=tuple(source.name for source in bubble.sources_of(shape.name) if not source.watermark),
-        )
-        for shape in bubble.shapes
-    }
+class Asked(msgspec.Struct, frozen=True):
+    """A request whose caller is known: as the policies see him, and as cursors are bound to him."""
+
+    request: Request
+    kinds: tuple[str, ...]
+    viewers: str
+    caller: str
 
 
 class App:
     """Answers the requests of one bubble."""
 
-    def __init__(self, bubble: Bubble, database: Reads) -> None:
+    def __init__(self, bubble: Bubble, database: Reads, options: Options) -> None:
         self._bubble = bubble
         self._database = database
+        self._options = options
         self._collections = collections_of(bubble)
+        self._reports = {report.name: report for report in bubble.reports}
+        self._results = Results(kept_s=options.reports_kept_s)
+
+    # Most sandboxes never serve these two, so their modules are not even imported at start.
 
     @cached_property
     def _specification(self) -> str:
-        # Not at start: most sandboxes never serve it.
+        from api import openapi  # noqa: PLC0415
+
         return openapi.encoded(self._bubble)
 
-    async def answer(self, request: Request) -> Answer:
-        """Raises Transient, Rejected or Fatal as the database does.
+    @cached_property
+    def _page_for_people(self) -> tuple[str, dict[str, str]]:
+        from api import openapi, page  # noqa: PLC0415
 
-        `unavailable` and `unacceptable` make answers of them.
-        """
+        headers = {"Content-Type": HTML_TYPE, "Content-Security-Policy": page.CONTENT_POLICY}
+        return page.page(openapi.document(self._bubble)), headers
+
+    async def answer(self, request: Request) -> Answer:
+        """Raises Transient, Rejected or Fatal as the database does; `api.faults` makes answers of them."""
         try:
             answer = await self._routed(request)
         except Refused as refused:
@@ -91,110 +113,170 @@ class App:
 
     async def _routed(self, request: Request) -> Answer:
         if request.method != "GET":
-            detail = f"this API only reads; use GET instead of {_shown(request.method)}"
+            detail = f"this address only reads; use GET instead of {shown(request.method)}"
             raise Refused(405, "method-not-allowed", "Method not allowed", detail, headers={"Allow": "GET"})
         if request.path == _PREFIX + _SPECIFICATION:
             return representation(self._specification, request.headers.get("if-none-match"))
-        try:
-            viewers = encode_viewers(viewers_of(request.claims, self._bubble.viewers))
-        except Unidentified as error:
-            headers = {"WWW-Authenticate": "Bearer"}
-            raise Refused(401, "unidentified", "Unauthorized", str(error), headers=headers) from error
+        if request.path == _PREFIX + _PAGE:
+            text, headers = self._page_for_people
+            return representation(text, request.headers.get("if-none-match")).with_headers(headers)
+        asked = _asked(request, identified(request, self._bubble))
         name, slash, key = request.path.removeprefix(_PREFIX).partition("/")
+        if name == _REPORTS and request.path.startswith(_PREFIX):
+            answer = await self._report(asked, key) if slash else self._report_list(asked)
+            return answer.with_headers(self._caching())
         collection = self._collections.get(name) if request.path.startswith(_PREFIX) else None
         if collection is None:
             known = ", ".join(_PREFIX + name for name in self._collections)
             where = Where("path", "collection")
             raise Refused(404, "no-such-collection", "No such collection", f"there are {known}", where=where)
-        _check_parameters(request, () if slash else _PAGING)
-        if slash:
-            return await self._row(request, collection, viewers, key)
-        return await self._page(request, collection, viewers)
+        if key == _CHANGES:
+            return await self._changes(asked, collection)
+        answer = await (self._row(asked, collection, key) if slash else self._page(asked, collection))
+        return answer.with_headers(self._caching())
 
-    async def _page(self, request: Request, collection: Collection, viewers: str) -> Answer:
-        shape = collection.shape
-        limit = _limit(request)
+    def _caching(self) -> dict[str, str]:
+        """Made for this caller; a browser may show it again once it has asked whether it still holds."""
+        seconds = self._options.stale_while_revalidate_s
+        return {"Cache-Control": f"private, max-age=0, stale-while-revalidate={seconds}"} if seconds else {}
+
+    async def _page(self, asked: Asked, collection: Collection) -> Answer:
+        shape, query = collection.shape, asked.request.query
+        limit = limit_of(asked.request)
+        wanted = selection.listed(shape, collection.joins, query)
+        bound = f"{shape.collection} {wanted.text()}"
+        after = self._after(asked, bound)
         # One row more than asked for tells whether there is a next page.
-        query = queries.page(shape, limit=limit + 1, after=_after(request, shape))
-        read = await self._database.read(viewers, query, collection.watermarked)
-        items = read.items[:limit]
-        more = len(read.items) > limit
-        cursor = f'"{queries.encode_cursor(shape, queries.key_of(shape, items[-1]))}"' if more else "null"
-        body = f'{{"items":[{",".join(items)}],"next_cursor":{cursor}}}'
-        answer = representation(body, request.headers.get("if-none-match"))
-        return answer.with_headers(freshness_headers(read.as_of, collection.unwatermarked))
+        read, freshness = await self._read(
+            asked, collection, wanted, queries.page(shape, wanted, limit=limit + 1, after=after, kinds=asked.kinds)
+        )
+        rows = [queries.placed(item) for item in read.items[:limit]]
+        cursor = "null"
+        if len(read.items) > limit:
+            cursor = f'"{self._options.cursors.seal(asked.caller, bound, rows[-1].position())}"'
+        body = f'{{"items":[{",".join(row.row for row in rows)}],"next_cursor":{cursor}}}'
+        return representation(body, asked.request.headers.get("if-none-match")).with_headers(freshness)
 
-    async def _row(self, request: Request, collection: Collection, viewers: str, key: str) -> Answer:
+    async def _row(self, asked: Asked, collection: Collection, key: str) -> Answer:
         shape = collection.shape
+        only(asked.request.query, selection.SINGLE)
+        wanted = selection.single(shape, collection.joins, asked.request.query)
         if not queries.key_fits(shape, key):
-            raise _no_such_row(shape, {})
-        read = await self._database.read(viewers, queries.row(shape, key), collection.watermarked)
-        freshness = freshness_headers(read.as_of, collection.unwatermarked)
+            raise no_such_row(collection, {})
+        read, freshness = await self._read(asked, collection, wanted, queries.row(shape, key, wanted))
         if not read.items:
-            raise _no_such_row(shape, freshness)
-        return representation(read.items[0], request.headers.get("if-none-match")).with_headers(freshness)
+            raise no_such_row(collection, freshness)
+        return representation(read.items[0], asked.request.headers.get("if-none-match")).with_headers(freshness)
+
+    async def _changes(self, asked: Asked, collection: Collection) -> Answer:
+        shape, query, options = collection.shape, asked.request.query, self._options
+        only(query, ("cursor", "fields", "limit"))
+        limit, wanted = limit_of(asked.request), selection.fields_only(shape, query)
+        bound = changes.bound(shape, wanted)
+        since = self._since(asked, bound)
+        place = None if since is None else since.place
+        read, freshness = await self._read(
+            asked, collection, wanted, changes.query(shape, wanted.fields, place, limit)
+        )  # fmt: skip
+        found = changes.page(read.items, place, limit)
+        if place is not None and place.xid > found.newest:
+            raise _gone("the database was restored to an earlier time")
+        if since is not None and not found.is_all:
+            freshness = as_of_then(freshness, since.as_of)
+        following = Since(found.next, int(options.now().timestamp()), freshness.get("Data-As-Of"))
+        cursor = options.cursors.seal(asked.caller, bound, following.position())
+        wait_s = 0 if found.has_more else options.ask_again_s
+        headers = {**freshness, "Next-Cursor": cursor, "Retry-After": str(wait_s)}
+        if since is not None and not found.items:
+            return Answer(status=304, headers=headers)
+        more = "true" if found.has_more else "false"
+        body = f'{{"changes":[{",".join(found.items)}],"next_cursor":"{cursor}","has_more":{more}}}'
+        return Answer(status=200, body=body, headers={**headers, "Content-Type": JSON_TYPE})
+
+    def _report_list(self, asked: Asked) -> Answer:
+        only(asked.request.query, ())
+        listed = [{"name": report.name, "title": report.title} for report in self._bubble.reports]
+        body = msgspec.json.encode({"reports": listed}).decode()
+        return representation(body, asked.request.headers.get("if-none-match"))
+
+    async def _report(self, asked: Asked, name: str) -> Answer:
+        report = self._reports.get(name)
+        if report is None:
+            there = ", ".join(self._reports) or "none"
+            where = Where("path", "name")
+            raise Refused(404, "no-such-report", "No such report", f"the reports are: {there}", where=where)
+        shape = describe(report.entity)
+        filters = filters_of([shape.field(each) for each in report.filters], asked.request.query, ())
+        key = f"{name} {Selection((), filters=filters).text()} {asked.viewers}"
+        now = self._options.now()
+        known = self._results.get(key, now)
+        read, freshness = await self._read(
+            asked,
+            self._collections[shape.collection],
+            Selection(()),
+            reports.query(report, shape, filters, known, asked.kinds),
+        )
+        found = reports.result(read.items, known, now, report.most_rows)
+        if found is None:
+            detail = (
+                f"the report has more than {report.most_rows} lines; filter it by {', '.join(report.filters) or 'less'}"
+            )
+            raise Refused(400, "report-too-large", "Report too large", detail, headers=freshness)
+        self._results.put(key, found)
+        body = f'{{"report":"{name}","rows":[{found.lines}]}}'
+        age = {"Age": str(int((now - found.computed_at).total_seconds()))}
+        return representation(body, asked.request.headers.get("if-none-match")).with_headers({**freshness, **age})
+
+    def _since(self, asked: Asked, bound: str) -> Since | None:
+        position = self._after(asked, bound)
+        if position is None:
+            return None
+        since = changes.since_of(position)
+        if self._options.now().timestamp() - since.given_s > self._options.changes_kept_s:
+            raise _gone(f"it is older than {self._options.changes_kept_s} s")
+        return since
+
+    async def _read(
+        self, asked: Asked, collection: Collection, wanted: Selection, query: Query
+    ) -> tuple[Read, dict[str, str]]:
+        """The rows, and the headers that say how fresh they are: they and all that is embedded in them."""
+        embedded = [source for join in wanted.joins for source in self._collections[join.shape.collection].sources]
+        feeds = feeds_of([*collection.sources, *embedded])
+        read = await self._database.read(asked.viewers, query, feeds.watermarked)
+        return read, feeds.headers(read.as_of, self._options.now())
+
+    def _after(self, asked: Asked, bound: str) -> Position | None:
+        cursor = asked.request.query.get("cursor")
+        if cursor is None:
+            return None
+        try:
+            return self._options.cursors.open(asked.caller, bound, cursor)
+        except ValueError as error:
+            raise Refused(400, "bad-cursor", "Bad cursor", str(error), where=Where("query", "cursor")) from error
 
 
-def finished(answer: Answer, request_id: str) -> Answer:
-    """The headers that every answer carries."""
-    return answer.with_headers({**_ALWAYS, "X-Request-Id": request_id})
+def _gone(why: str) -> Refused:
+    detail = f"the cursor cannot be followed: {why}; start again without a cursor, and read the collection anew"
+    return Refused(410, "cursor-gone", "Cursor gone", detail, where=Where("query", "cursor"))
 
 
-def unavailable(error: Transient | Fatal, request_id: str) -> Answer:
-    """503 with Retry-After; what exactly is wrong is for the log, not for the caller."""
-    retry_after_s = FATAL_RETRY_AFTER_S
-    if isinstance(error, Transient):
-        retry_after_s = max(1, math.ceil(error.retry_after_s or 1))
-    detail = "the rows cannot be read at the moment; nothing is lost, try again"
-    headers = {"Retry-After": str(retry_after_s)}
-    refused = Refused(503, "unavailable", "Service unavailable", detail, headers=headers)
-    return finished(problem(refused, request_id), request_id)
+def _asked(request: Request, caller: Caller) -> Asked:
+    viewers = encode_viewers(caller.viewers)
+    return Asked(request, tuple(caller.viewers), viewers, f"{caller.subject}\n{caller.client}\n{viewers}")
 
 
-def unacceptable(error: Rejected, request_id: str) -> Answer:
-    """400 for a value that only the database knew to be impossible."""
-    detail = f"a value of this request cannot be looked up ({error.reason}); check the key or the cursor"
-    refused = Refused(400, "bad-value", "Bad value", detail)
-    return finished(problem(refused, request_id), request_id)
-
-
-def _shown(text: str) -> str:
-    """A caller's text as an answer may repeat it: short, and without what JSON or a terminal cannot take."""
-    return repr(text[:_LONGEST_SHOWN])
-
-
-def _check_parameters(request: Request, known: Sequence[str]) -> None:
-    """A misspelt parameter must not look as if it had worked."""
-    for name in request.query:
-        if name not in known:
-            allowed = f"there are {', '.join(known)}" if known else "this address takes none"
-            detail = f"there is no parameter {_shown(name)}; {allowed}"
-            # A name that cannot be written as it came is shown as it is in the text.
-            where = Where("query", name if name.isprintable() and len(name) <= _LONGEST_SHOWN else _shown(name))
-            raise Refused(400, "unknown-parameter", "Unknown parameter", detail, where=where)
-
-
-def _no_such_row(shape: EntityShape, freshness: Mapping[str, str]) -> Refused:
+def no_such_row(collection: Collection, headers: dict[str, str]) -> Refused:
     # The same words for a row that is not there, is deleted, or belongs to somebody else.
-    detail = f"{shape.collection} has no row of this key that you may see"
-    return Refused(404, "no-such-row", "No such row", detail, where=Where("path", "key"), headers=freshness)
+    detail = f"{collection.shape.collection} has no row of this key that you may see"
+    return Refused(404, "no-such-row", "No such row", detail, where=Where("path", "key"), headers=headers)
 
 
-def _limit(request: Request) -> int:
+def limit_of(request: Request) -> int:
+    """Rows on a page. Raises Refused."""
     text = request.query.get("limit")
     if text is None:
         return DEFAULT_LIMIT
     if _LIMIT.fullmatch(text) is None or int(text) > LARGEST_LIMIT:
-        detail = f"limit is {_shown(text)}; it must be a whole number from 1 to {LARGEST_LIMIT}"
+        detail = f"limit is {shown(text)}; it must be a whole number from 1 to {LARGEST_LIMIT}"
         raise Refused(400, "bad-limit", "Bad limit", detail, where=Where("query", "limit"))
     return int(text)
-
-
-def _after(request: Request, shape: EntityShape) -> str | None:
-    cursor = request.query.get("cursor")
-    if cursor is None:
-        return None
-    try:
-        return queries.decode_cursor(shape, cursor)
-    except ValueError as error:
-        raise Refused(400, "bad-cursor", "Bad cursor", str(error), where=Where("query", "cursor")) from error

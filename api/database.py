@@ -7,12 +7,14 @@ connection dead opens a new one and tries once more. It is a read: twice does no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 
 import asyncpg
 import msgspec
 
+from api.iam import password_of
 from api.queries import Query
 from api.settings import ApiSettings
 from tidegate.access_sql import READ_CALL, ROLE_CHECK
@@ -50,6 +52,7 @@ class Database:
     def __init__(self, settings: ApiSettings, tables: Sequence[str]) -> None:
         self._settings = settings
         self._tables = list(tables)
+        self._password = _password(settings)
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
 
     async def read(self, viewers: str, query: Query, sources: Sequence[str]) -> Read:
@@ -94,6 +97,7 @@ class Database:
         try:
             self._connection = await asyncpg.connect(
                 settings.database_url.reveal(),
+                password=self._password,
                 timeout=settings.connect_timeout_s,
                 command_timeout=settings.statement_timeout_s,
                 statement_cache_size=settings.statement_cache_size,
@@ -120,6 +124,13 @@ class Database:
             self._connection.terminate()
             self._connection = None
         return ours
+
+
+def _password(settings: ApiSettings) -> Callable[[], str] | None:
+    """What makes a password for each connection; None when the address holds one. Raises Fatal."""
+    if not settings.database_iam:
+        return None
+    return password_of(settings.database_url.reveal(), os.environ, lambda: datetime.now(UTC))
 
 
 def translated(error: Exception) -> TidegateError:

@@ -2,51 +2,87 @@
 
 A `Query` is the text that `tidegate.read` runs and the values it gets as $1. The text holds only names that
 `tidegate.entity` admitted and is the same for every caller; values never become part of it. PostgreSQL renders
-the rows to JSON, so a row passes through here as one text that nobody parses.
+the rows to JSON, so a row passes through here as one text that nobody parses. Embedded rows are sub-selects of the
+same statement, under the policies of their own tables.
 
 Only the entity's own fields are selected. Which rows are seen is not decided here but by the table's policies.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from uuid import UUID
 
 import msgspec
 
+from api.cursor import Position
+from api.filters import INTEGER, LARGEST_BIGINT, SMALLEST_BIGINT, Filter
+from api.selection import Join, Selection, Term
 from tidegate.access import quoted
 from tidegate.entity import EntityShape, Field, Kind
 
-_SMALLEST_BIGINT, _LARGEST_BIGINT = -(2**63), 2**63 - 1
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+TYPES: Mapping[Kind, str] = {
+    Kind.TEXT: "text",
+    Kind.INTEGER: "bigint",
+    Kind.FLOAT: "float8",
+    Kind.BOOLEAN: "boolean",
+    Kind.DECIMAL: "numeric",
+    Kind.DATE: "date",
+    Kind.TIMESTAMP: "timestamptz",
+    Kind.UUID: "uuid",
+}
+_COMPARISONS = {"eq": "=", "lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 
 
 class Query(msgspec.Struct, frozen=True):
     statement: str
-    arguments: dict[str, str | int]
+    arguments: dict[str, object]
 
 
-def page(shape: EntityShape, *, limit: int, after: str | None) -> Query:
-    """Up to `limit` rows by key, those beyond the key `after`."""
-    arguments: dict[str, str | int] = {"limit": limit}
+class PlacedRow(msgspec.Struct, frozen=True):
+    """A row as JSON, and its place in the order."""
+
+    place: str
+    row: str
+
+    def position(self) -> Position:
+        position: Position = msgspec.json.decode(self.place)
+        return position
+
+
+def page(
+    shape: EntityShape, selection: Selection, *, limit: int, after: Position | None, kinds: tuple[str, ...] | None = None
+) -> Query:  # fmt: skip
+    """Up to `limit` rows in order, those beyond the position `after`; each item is a `placed` row.
+
+    `kinds` are the caller's kinds of viewer, if they are known; see `narrowed`.
+    """
+    asked = tuple((each.field, each.operator) for each in selection.filters)
+    nulls = None if after is None else tuple(value is None for value in after)
+    statement = _page_statement(shape, selection.fields, selection.joins, asked, selection.order, nulls, kinds)
+    arguments: dict[str, object] = {"limit": limit, **filter_arguments(selection.filters)}
     if after is not None:
         arguments["after"] = after
-    return Query(_page_statement(shape, after is not None), arguments)
+    return Query(statement, arguments)
 
 
-def row(shape: EntityShape, key: str) -> Query:
+def placed(item: str) -> PlacedRow:
+    # JSON as PostgreSQL writes it holds no line feed in front of a row.
+    place, _, row = item.partition("\n")
+    return PlacedRow(place, row)
+
+
+def row(shape: EntityShape, key: str, selection: Selection) -> Query:
     """The row of one key, if there is one."""
-    return Query(_row_statement(shape), {"key": key})
+    return Query(_row_statement(shape, selection.fields, selection.joins), {"key": key})
 
 
 def key_fits(shape: EntityShape, text: str) -> bool:
     """Whether `text` can be a key at all; PostgreSQL would answer the others with an error."""
     if shape.key.kind is Kind.INTEGER:
         # One spelling for each number: 007 is not another address of row 7.
-        return _INTEGER.fullmatch(text) is not None and _SMALLEST_BIGINT <= int(text) <= _LARGEST_BIGINT
+        return INTEGER.fullmatch(text) is not None and SMALLEST_BIGINT <= int(text) <= LARGEST_BIGINT
     if shape.key.kind is Kind.UUID:
         try:
             return str(UUID(text)) == text.lower()
@@ -59,61 +95,133 @@ def key_fits(shape: EntityShape, text: str) -> bool:
     return bool(text) and "\0" not in text
 
 
-def key_of(shape: EntityShape, item: str) -> str:
-    """The key of a row that PostgreSQL rendered."""
-    fields: dict[str, object] = msgspec.json.decode(item)
-    return str(fields[shape.key.name])
+def filter_arguments(filters: Sequence[Filter]) -> dict[str, object]:
+    return {f"f{number}": each.value for number, each in enumerate(filters)}
 
 
-def encode_cursor(shape: EntityShape, key: str) -> str:
-    """Opaque to the caller: where the next page of this collection starts."""
-    return base64.urlsafe_b64encode(msgspec.json.encode((shape.collection, key))).rstrip(b"=").decode()
+def conditions(asked: Sequence[tuple[Field, str]]) -> list[str]:
+    """The SQL of filters, whose values are `filter_arguments`."""
+    return [_condition(field, operator, f"f{number}") for number, (field, operator) in enumerate(asked)]
 
 
-def decode_cursor(shape: EntityShape, cursor: str) -> str:
-    """The key after which to go on. Raises ValueError, with a text for the caller."""
-    try:
-        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        collection, key = msgspec.json.decode(raw, type=tuple[str, str])
-    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
-        raise ValueError("the cursor is not one that this API gave; start again without a cursor") from error
-    if collection != shape.collection:
-        raise ValueError(f"the cursor is of another collection than {shape.collection}; start again without a cursor")
-    if not key_fits(shape, key):
-        raise ValueError("the cursor holds no key of this collection; start again without a cursor")
-    return key
+def narrowed(shape: EntityShape, kinds: tuple[str, ...] | None) -> list[str]:
+    """What the policies allow these kinds of viewer, said once more, as a condition; none where it would be no help.
+
+    It takes no row away and adds none: the policies hold in any case. But they name all kinds of viewer, and PostgreSQL
+    cannot know when it plans that a customer has no office, so it would rather read a large table than look by six indexes.
+    """
+    if kinds is None:
+        return []
+    ways = []
+    for reader in shape.readers:
+        if reader.kind in kinds:
+            if not reader.fields:
+                return []
+            ids = f"(SELECT tidegate.viewer_ids('{reader.kind}'))"
+            ways += [f"stored.{quoted(name)}::text = ANY ({ids}::text[])" for name in reader.fields]
+    return [f"({' OR '.join(ways)})" if ways else "false"]
 
 
-@lru_cache(maxsize=256)
-def _page_statement(shape: EntityShape, goes_on: bool) -> str:
-    key = f"stored.{quoted(shape.key.name)}"
-    beyond = f"WHERE {key} > {_argument('after', shape.key)} " if goes_on else ""
-    return _array(shape, f"{beyond}ORDER BY {key} LIMIT ($1 ->> 'limit')::bigint")
+def shown_row(fields: Sequence[Field], joins: Sequence[Join], key: Field) -> str:
+    """A lateral `shown` beside `stored`: what a row shows, in the entity's order, embedded rows at its end."""
+    columns = [f"{rendered(field)} AS {quoted(field.name)}" for field in fields]
+    columns += [f"{_embedded(join, key)} AS {quoted(join.embed.name)}" for join in joins]
+    return f"CROSS JOIN LATERAL (SELECT {', '.join(columns)}) AS shown"
 
 
-@lru_cache(maxsize=128)
-def _row_statement(shape: EntityShape) -> str:
-    return _array(shape, f"WHERE stored.{quoted(shape.key.name)} = {_argument('key', shape.key)}")
-
-
-def _array(shape: EntityShape, tail: str) -> str:
-    # ARRAY(…) keeps the order of its query, which an aggregate does not promise.
-    columns = ", ".join(f"{_rendered(field)} AS {quoted(field.name)}" for field in shape.fields)
+@lru_cache(maxsize=512)
+def _page_statement(
+    shape: EntityShape,
+    fields: Sequence[Field],
+    joins: Sequence[Join],
+    asked: Sequence[tuple[Field, str]],
+    order: Sequence[Term],
+    nulls: Sequence[bool] | None,
+    kinds: tuple[str, ...] | None,
+) -> str:
+    wanted = [*conditions(asked), *narrowed(shape, kinds)]
+    if nulls is not None:
+        wanted.append(_beyond(order, nulls))
+    where = f"WHERE {' AND '.join(wanted)} " if wanted else ""
+    by = "ORDER BY " + ", ".join(f"{_column(term.field)}{' DESC' if term.descending else ''}" for term in order)
+    stored = ", ".join(_column(field) for field in shape.fields)
+    place = ", ".join(rendered(term.field) for term in order)
     return (
-        # Names only, all admitted by tidegate.entity.
-        f"SELECT ARRAY(SELECT row_to_json(shown)::text FROM {quoted(shape.table)} AS stored "
-        f"CROSS JOIN LATERAL (SELECT {columns}) AS shown {tail})"
+        # The page first, then its JSON: nothing is rendered that is not shown. ARRAY(…) keeps the order of its
+        # query, which an aggregate does not promise.
+        f"SELECT ARRAY(SELECT json_build_array({place})::text || E'\\n' || row_to_json(shown)::text FROM ("
+        f"SELECT {stored} FROM {quoted(shape.table)} AS stored {where}{by} LIMIT ($1 ->> 'limit')::bigint"
+        f") AS stored {shown_row(fields, joins, shape.key)} {by})"
     )
 
 
-def _argument(name: str, key: Field) -> str:
-    casts = {Kind.INTEGER: "bigint", Kind.UUID: "uuid"}
-    return f"($1 ->> '{name}')::{casts.get(key.kind, 'text')}"
+@lru_cache(maxsize=256)
+def _row_statement(shape: EntityShape, fields: Sequence[Field], joins: Sequence[Join]) -> str:
+    return (
+        f"SELECT ARRAY(SELECT row_to_json(shown)::text FROM {quoted(shape.table)} AS stored "
+        f"{shown_row(fields, joins, shape.key)} WHERE {_column(shape.key)} = ($1 ->> 'key')::{TYPES[shape.key.kind]})"
+    )
 
 
-def _rendered(field: Field) -> str:
+def _embedded(join: Join, key: Field) -> str:
+    embed, other = join.embed, join.shape
+    columns = ", ".join(f"{rendered(field, 'related')} AS {quoted(field.name)}" for field in other.fields)
+    rows = f"FROM {quoted(other.table)} AS related CROSS JOIN LATERAL (SELECT {columns}) AS embedded"
+    if embed.field is not None:
+        return f"(SELECT row_to_json(embedded) {rows} WHERE related.{quoted(other.key.name)} = stored.{quoted(embed.field)})"
+    some = f"WHERE related.{quoted(embed.by or '')} = {_column(key)} ORDER BY related.{quoted(other.key.name)}"
+    return f"array_to_json(ARRAY(SELECT row_to_json(embedded) {rows} {some} LIMIT {embed.most:d}))"
+
+
+def _condition(field: Field, operator: str, name: str) -> str:
+    column, kind = _column(field), TYPES[field.kind]
+    if operator == "null":
+        return f"({column} IS NULL) = ($1 ->> '{name}')::boolean"
+    if operator == "in":
+        return f"{column} = ANY (ARRAY(SELECT jsonb_array_elements_text($1 -> '{name}'))::{kind}[])"
+    value = _cast(f"($1 ->> '{name}')", field)
+    return f"starts_with({column}, {value})" if operator == "prefix" else f"{column} {_COMPARISONS[operator]} {value}"
+
+
+def _beyond(order: Sequence[Term], nulls: Sequence[bool]) -> str:
+    """The rows that come after the position $1 → after. NULL is the largest value, as in PostgreSQL's own order."""
+    columns = [_column(term.field) for term in order]
+    values = [_cast(f"($1 -> 'after' ->> {place})", term.field) for place, term in enumerate(order)]
+    if not any(nulls) and all(term.descending for term in order):
+        # As a row, so that an index leads there. Rows with NULL came before, and are unknown here: not beyond.
+        return f"({', '.join(columns)}) < ({', '.join(values)})"
+    ways = []
+    for place, term in enumerate(order):
+        same = [
+            f"{columns[before]} IS NULL" if nulls[before] else f"{columns[before]} = {values[before]}"
+            for before in range(place)
+        ]
+        if later := _later(term, columns[place], values[place], is_null=nulls[place], is_key=place == len(order) - 1):
+            ways.append(" AND ".join([*same, later]))
+    return "(" + " OR ".join(f"({way})" for way in ways) + ")"
+
+
+def _later(term: Term, column: str, value: str, *, is_null: bool, is_key: bool) -> str | None:
+    """The values after the one of the position; None when there are none."""
+    if term.descending:
+        return f"{column} IS NOT NULL" if is_null else f"{column} < {value}"
+    if is_null:
+        return None
+    # A field that is never None may be NULL in rows from before it was declared.
+    return f"{column} > {value}" if is_key else f"({column} > {value} OR {column} IS NULL)"
+
+
+def _column(field: Field) -> str:
+    return f"stored.{quoted(field.name)}"
+
+
+def _cast(text: str, field: Field) -> str:
+    return f"{text}::{TYPES[field.kind]}"
+
+
+def rendered(field: Field, table: str = "stored") -> str:
     """One field as the JSON form of the contract, whatever the session's settings: decimals keep their scale."""
-    column = f"stored.{quoted(field.name)}"
+    column = f"{table}.{quoted(field.name)}"
     if field.kind is Kind.DECIMAL:
         return f"{column}::text"
     if field.kind is Kind.TIMESTAMP:

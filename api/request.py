@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
-from api.access import Claims
+from api.compact import Claims
 from tidegate.errors import Fatal
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """`path` is decoded and starts with a slash; header names are lower case; `claims` None without an authorizer."""
+    """`path` is decoded and starts with a slash; header names are lower case.
+
+    claims        those of the verified access token; an event has none, `api.entry` verifies the token and adds them
+    unidentified  why there are no claims although there was a token: a text for the caller
+    """
 
     method: str
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
-    claims: Claims | None
     request_id: str
-
-
-class _Jwt(msgspec.Struct):
-    claims: dict[str, Any] | None = None
-
-
-class _Authorizer(msgspec.Struct):
-    jwt: _Jwt | None = None
+    claims: Claims | None = None
+    unidentified: str = ""
+    body: bytes = b""
 
 
 class _Http(msgspec.Struct):
@@ -39,7 +37,6 @@ class _Context(msgspec.Struct, rename="camel"):
     http: _Http
     request_id: str = ""
     stage: str = "$default"
-    authorizer: _Authorizer | None = None
 
 
 class _Event(msgspec.Struct, rename="camel"):
@@ -48,6 +45,8 @@ class _Event(msgspec.Struct, rename="camel"):
     request_context: _Context
     headers: dict[str, str] | None = None
     query_string_parameters: dict[str, str] | None = None
+    body: str | None = None
+    is_base64_encoded: bool = False
 
 
 def request_of(event: object) -> Request:
@@ -61,16 +60,24 @@ def request_of(event: object) -> Request:
     if parsed.version != "2.0":
         raise Fatal(f"payload format version {parsed.version} is not 2.0; set it on the API's integration")
     context = parsed.request_context
-    authorizer = context.authorizer
-    jwt = authorizer.jwt if authorizer else None
     return Request(
         method=context.http.method.upper(),
         path=_path(parsed.raw_path, context.stage),
         query=parsed.query_string_parameters or {},
         headers={name.lower(): value for name, value in (parsed.headers or {}).items()},
-        claims=jwt.claims if jwt else None,
         request_id=context.request_id,
+        body=_body(parsed),
     )
+
+
+def _body(event: _Event) -> bytes:
+    """The gateway sends as base64 what it does not take for text."""
+    if not event.is_base64_encoded:
+        return (event.body or "").encode(errors="replace")
+    try:
+        return base64.b64decode(event.body or "", validate=True)
+    except ValueError as error:
+        raise Fatal(f"the event's body says it is base64 and is not: {error}") from error
 
 
 def _path(raw: str, stage: str) -> str:

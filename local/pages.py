@@ -3,7 +3,7 @@
     GET  /            the page, from web/front
     GET  /demo.json   who can sign in, with their generated passwords, and the back offices' screens
     POST /sign-in     {"username", "password"} → {"access_token", "expires_in"}; 401 for wrong ones
-    GET  /v1/…        handed to the API gateway as it is
+    *    /v1/…        handed to the API gateway as it is
 
 On AWS the page is a static site, sign-in is the user pool's own, and the API has its own address. Sign-in by
 password through this server exists for the embedded stack only, and it listens on 127.0.0.1 only.
@@ -32,10 +32,10 @@ _SECURITY = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-_PASSED_ON = ("Authorization", "If-None-Match", "Accept")
+_PASSED_ON = ("Authorization", "If-None-Match", "If-Match", "Accept", "Content-Type", "Idempotency-Key")
 _HANDED_BACK = (
     "Content-Type", "ETag", "Cache-Control", "Data-As-Of", "Data-Incomplete", "Data-Unwatermarked",
-    "WWW-Authenticate", "X-Request-Id", "Retry-After",
+    "WWW-Authenticate", "X-Request-Id", "Retry-After", "Next-Cursor", "Data-Stale", "Age", "Content-Security-Policy",
 )  # fmt: skip
 # The system's own table of types differs from machine to machine.
 _TYPES = {
@@ -104,7 +104,7 @@ async def serving(site: Site, port: int) -> AsyncIterator[str]:
         server = _Pages(site, session)
         app.router.add_get("/demo.json", server.about)
         app.router.add_post("/sign-in", server.sign_in)
-        app.router.add_get("/v1/{rest:.*}", server.api)
+        app.router.add_route("*", "/v1/{rest:.*}", server.api)
         for file in sorted(paths.web("front").iterdir()):
             if file.is_file():
                 app.router.add_get("/" if file.name == "index.html" else f"/{file.name}", _file(file))
@@ -145,7 +145,8 @@ class _Pages:
         # As it came: `%2F` in a key must not become a slash.
         address = URL(f"{self._site.api_url}{request.raw_path}", encoded=True)
         try:
-            async with self._session.get(address, headers=headers) as answer:
+            sent = await request.read() or None
+            async with self._session.request(request.method, address, headers=headers, data=sent) as answer:
                 body = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             return _json({"title": "The API does not answer", "detail": str(error)}, 502)
@@ -163,7 +164,9 @@ async def _own_host_only(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 async def _secure(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_SECURITY)
+    for name, value in _SECURITY.items():
+        # The API's page for people has a policy of its own.
+        response.headers.setdefault(name, value)
 
 
 def _file(file: Path) -> Handler:

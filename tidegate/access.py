@@ -39,10 +39,11 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
       THEN NULL
     WHEN EXISTS (SELECT FROM tidegate.dead_letter AS letter
                  WHERE letter.resolved_at IS NULL AND letter.source IS NULL
-                   AND letter.reason = 'gap' AND letter.stage = 'read') THEN NULL
+                   AND letter.reason = 'gap' AND letter.stage = 'read'
+                   AND letter.stream NOT IN (SELECT stream FROM tidegate.inbound_stream)) THEN NULL
     WHEN count(shard.shard_id) > 0 AND count(shard.shard_id) = count(watermark.as_of) THEN min(watermark.as_of) END
   FROM unnest(sources) AS wanted(source)
-  LEFT JOIN tidegate.shard ON true
+  LEFT JOIN tidegate.shard ON shard.stream NOT IN (SELECT stream FROM tidegate.inbound_stream)
   LEFT JOIN tidegate.watermark ON watermark.stream = shard.stream AND watermark.shard_id = shard.shard_id
                               AND watermark.source = wanted.source
   GROUP BY wanted.source
@@ -51,7 +52,8 @@ $$"""
 
 It is not while a shard has no watermark, while a dead letter of the source is open (a row is missing or older than the
 watermark says), or while a gap in the stream is open, for lost records may be of any source. A filed watermark is no
-row and counts for nothing. Records that could not even be decoded have no source and count for none, although one may
+row and counts for nothing. Streams of arrivals bring no rows.
+Records that could not even be decoded have no source and count for none, although one may
 have been a source's: whoever may write to the stream could blind the front office with garbage otherwise. They are
 alarmed on and wait in tidegate.dead_letter.
 """
@@ -88,7 +90,7 @@ def entity_access(shape: EntityShape) -> Iterator[str]:
     yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {WORKER}"
     yield from _policy(table, "tidegate_worker_all", f"FOR ALL TO {WORKER} USING (true) WITH CHECK (true)")
     yield from _policy(table, "tidegate_operator_select", f"FOR SELECT TO {OPERATOR} USING (true)")
-    visible = " OR ".join(_visible_to(reader) for reader in shape.readers)
+    visible = " OR ".join(reader_condition(reader) for reader in shape.readers)
     yield from _policy(
         table, "tidegate_reader_select", f'FOR SELECT TO {READER} USING (NOT "_deleted" AND ({visible}))'
     )
@@ -99,7 +101,8 @@ def _policy(table: str, name: str, rule: str) -> Iterator[str]:
     yield f"CREATE POLICY {name} ON {table} {rule}"
 
 
-def _visible_to(reader: Reader) -> str:
+def reader_condition(reader: Reader) -> str:
+    """The rows that a declaration shows, as SQL of the policy."""
     # The sub-select makes PostgreSQL look the claims up once per query instead of once per row.
     ids = f"(SELECT tidegate.viewer_ids('{reader.kind}'))"
     if not reader.fields:

@@ -58,7 +58,8 @@ SELECT current_user AS name,
        ARRAY(SELECT c.relname::text FROM pg_catalog.pg_class AS c
              WHERE c.oid = ANY (found.oids) AND pg_catalog.pg_has_role(current_user, c.relowner, 'MEMBER')) AS owned,
        ARRAY(SELECT c.relname::text FROM pg_catalog.pg_class AS c
-             WHERE c.oid = ANY (found.oids) AND NOT (c.relrowsecurity AND c.relforcerowsecurity)) AS unguarded,
+             WHERE c.oid = ANY (found.oids || pg_catalog.to_regclass('tidegate.departure')::oid)
+               AND NOT (c.relrowsecurity AND c.relforcerowsecurity)) AS unguarded,
        ARRAY(SELECT r.rolname::text FROM pg_catalog.pg_roles AS r
              WHERE r.rolname <> '{READER}' AND pg_catalog.pg_has_role(current_user, r.oid, 'MEMBER')
                AND (r.rolname IN ('{OPERATOR}', '{WORKER}')

@@ -23,9 +23,9 @@ def sandbox(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     """Each test starts as a fresh Lambda sandbox would."""
     monkeypatch.setenv("TIDEGATE_BUBBLE", "tests.integration.library_bubble")
     monkeypatch.setenv("TIDEGATE_DATABASE_URL", library.reader_url)
-    api_handler.reset()
+    api_handler.handler.reset()
     yield
-    api_handler.reset()
+    api_handler.handler.reset()
 
 
 def numbers(path: str, claims: Mapping[str, object] = READER_1) -> list[str]:
@@ -50,7 +50,7 @@ def test_forms_do_not_depend_on_the_session(library: Library) -> None:
     settings = ("timezone = 'Asia/Tokyo'", "datestyle = 'German, DMY'", "extra_float_digits = -5")
     try:
         library.execute(*(f"ALTER ROLE reader_login SET {setting}" for setting in settings))
-        api_handler.reset()
+        api_handler.handler.reset()
         reply = get("/v1/loans/L1")
     finally:
         library.execute("ALTER ROLE reader_login RESET ALL")
@@ -291,7 +291,7 @@ def test_the_database_away(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def test_a_read_that_takes_too_long_is_given_up(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     assert get("/v1/loans").status == 200
     monkeypatch.setenv("TIDEGATE_STATEMENT_TIMEOUT_S", "0.2")
-    api_handler.reset()
+    api_handler.handler.reset()
     assert get("/v1/loans").status == 200
     slow = "CREATE POLICY slow ON loans AS RESTRICTIVE FOR SELECT TO tidegate_reader USING (pg_sleep(0.3) IS NOT NULL)"
     try:
@@ -354,7 +354,7 @@ def test_a_wrong_password_or_bubble_is_fatal_and_said_without_secrets(
     monkeypatch.setenv("TIDEGATE_DATABASE_URL", library.postgres.dsn_for("reader_login", "wrong-secret"))
     assert get("/v1/loans").status == 503
     monkeypatch.setenv("TIDEGATE_BUBBLE", "no_such_bubble")
-    api_handler.reset()
+    api_handler.handler.reset()
     assert get("/v1/loans").status == 503
     log = capsys.readouterr().out
     assert "no_such_bubble" in log

@@ -33,9 +33,9 @@ def sandbox(library: Library) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIDEGATE_BUBBLE", "tests.integration.library_bubble")
         patch.setenv("TIDEGATE_DATABASE_URL", library.reader_url)
-        api_handler.reset()
+        api_handler.handler.reset()
         yield
-        api_handler.reset()
+        api_handler.handler.reset()
 
 
 @pytest.mark.parametrize(

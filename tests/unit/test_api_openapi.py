@@ -26,10 +26,11 @@ def test_it_is_valid(bubble: Bubble) -> None:
     assert msgspec.json.decode(encoded(bubble)) == document(bubble)
 
 
-def test_every_collection_has_its_two_operations() -> None:
+def test_every_collection_has_its_three_operations() -> None:
     assert list(document(library)["paths"]) == [
-        "/v1/loans", "/v1/loans/{number}", "/v1/town-branches", "/v1/town-branches/{number}", "/v1/shelves",
-        "/v1/shelves/{id}",
+        "/v1/loans", "/v1/loans/changes", "/v1/loans/{number}",
+        "/v1/town-branches", "/v1/town-branches/changes", "/v1/town-branches/{number}",
+        "/v1/shelves", "/v1/shelves/changes", "/v1/shelves/{id}", "/v1/user",
     ]  # fmt: skip
 
 
@@ -42,8 +43,9 @@ def answer_schema(path: str) -> dict[str, Any]:
 def test_a_row_is_what_it_says() -> None:
     row = Draft202012Validator(answer_schema("/v1/loans/{number}"), format_checker=Draft202012Validator.FORMAT_CHECKER)
     row.validate(ROW)
-    for wrong in ({**ROW, "_deleted": False}, {**ROW, "fee": 12.5}, {**ROW, "state": "lost"}, {"number": "L1"}):
+    for wrong in ({**ROW, "_deleted": False}, {**ROW, "fee": 12.5}, {**ROW, "state": "lost"}, {"state": "out"}):
         assert not row.is_valid(wrong), wrong
+    row.validate({"number": "L1", "state": "out"})
 
 
 def test_a_page_is_what_it_says() -> None:

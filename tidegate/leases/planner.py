@@ -147,8 +147,7 @@ def measure(views: Iterable[LeaseView], me: str, now_s: float, expiry_s: float) 
         if (rate := lease.throughput_kbps) is not None:
             tally.measured += 1
             tally.kbps += rate
-            if rate > tally.most_kbps:
-                tally.most_kbps = rate
+            tally.most_kbps = max(tally.most_kbps, rate)
     return _weighed(me, tallies, held, tuple(free))
 
 

@@ -14,7 +14,7 @@ const SESSION = "tidegate-session";
 
 const desk = {
   reader: null, collections: [], current: null, rows: new Map(), freshness: null, isReachable: true,
-  changes: 0, lastChange: null, opened: null, pending: null, round: 0,
+  changes: 0, lastChange: null, opened: null, pending: null, round: 0, waitMs: 0,
 };
 const table = new Table(openDetail);
 let site = { title: "Front office", users: [], back_offices: [] };
@@ -177,13 +177,17 @@ async function poll() {
     failures += 1;
     desk.isReachable = failures < 2;
   }
-  if (reader === desk.reader) pollSoon(Math.min(SLOWEST_POLL_MS, POLL_MS * 2 ** Math.min(failures, 4)));
+  const waitMs = Math.max(POLL_MS, failures === 0 ? desk.waitMs : 0);
+  if (reader === desk.reader) pollSoon(Math.min(SLOWEST_POLL_MS, waitMs * 2 ** Math.min(failures, 4)));
 }
 
 async function readOne(reader, collection) {
-  const got = await reader.collection(collection.name);
+  const got = await reader.collection(collection.name, collection.key);
   if (reader !== desk.reader) return;
-  if (collection === desk.current) desk.freshness = got.freshness;
+  if (collection === desk.current) {
+    desk.freshness = got.freshness;
+    desk.waitMs = got.waitMs;
+  }
   const before = desk.rows.get(collection.name);
   desk.rows.set(collection.name, got.rows);
   const changes = before && got.isChanged ? difference(before, got.rows, collection.key) : [];

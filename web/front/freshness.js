@@ -11,7 +11,7 @@ export function judged(freshness, isReachable, now = Date.now()) {
   if (freshness.asOf === null) return withoutTime(freshness, isReachable);
   const seconds = Math.max(0, (now + freshness.clockOffset - freshness.asOf) / 1000);
   const at = clock.format(freshness.asOf);
-  const level = levelOf(seconds, isReachable);
+  const level = levelOf(seconds, isReachable, freshness.stale !== null);
   return { level, age: `as of ${ago(seconds)}`, why: why(level, at), fill: Math.min(1, seconds / OLD_AFTER_S) };
 }
 
@@ -23,9 +23,9 @@ function withoutTime(freshness, isReachable) {
   return { level: "unknown", age: "no promise", why: "This source cannot say how fresh it is.", fill: 0 };
 }
 
-function levelOf(seconds, isReachable) {
+function levelOf(seconds, isReachable, isStale) {
   if (!isReachable) return "unreachable";
-  if (seconds >= OLD_AFTER_S) return "old";
+  if (isStale || seconds >= OLD_AFTER_S) return "old";
   return seconds >= AGEING_AFTER_S ? "ageing" : "fresh";
 }
 

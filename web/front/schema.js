@@ -28,7 +28,9 @@ export function collectionsOf(specification) {
 }
 
 function collection(specification, name, key, row) {
-  const fields = Object.entries(row.properties).map(([field, schema]) => fieldOf(specification, field, schema));
+  // What is embedded is shown on request only, and this page does not ask.
+  const own = Object.entries(row.properties).filter(([, schema]) => !schema["x-embed"]);
+  const fields = own.map(([field, schema]) => fieldOf(specification, field, schema));
   // What tells the latest change, so that what just happened can stand first.
   const recent = RECENT.map((one) => fields.find((field) => field.name === one)).find(Boolean) ?? null;
   const columns = columnsOf(fields, key, recent);
