@@ -31,11 +31,14 @@ PROGRAMS = {
         "tidegate.cli.leases_run:ToolSettings",
         "tidegate.cli.status_run:StatusSettings",
         "tidegate.cli.explain_run:ExplainSettings",
+        "tidegate.cli.sources_run:ToolSettings",
     ),
     "api.Reads": ("api.settings:ApiSettings",),
     "api.Ingest": ("api.settings:IngestSettings",),
     "api.User": ("api.settings:UserSettings",),
 }
+# A setting of the class that the program itself never looks at.
+UNUSED = {"services.Inbound": {"TIDEGATE_CLAIM_BUCKET"}}
 # Read by every verb of `tidegate` itself, apart from any settings class.
 VERBS = {"TIDEGATE_BUBBLE", "TIDEGATE_DATABASE_URL", "TIDEGATE_USER_TABLE"}
 # The database driver's own: where the password is, and how the server's identity is checked.
@@ -44,7 +47,7 @@ DRIVER = {"PGPASSWORD", "PGSSLMODE", "PGSSLROOTCERT"}
 # Program → (stack.role, the files that call AWS for it). What both share is in tidegate/.
 _SHARED = ("tidegate/aws/dynamo.py", "tidegate/leases/*.py")
 CALLERS = {
-    "services.PollerRole": ("poller/*.py", "tidegate/aws/puts.py", *_SHARED),
+    "services.PollerRole": ("poller/*.py", "tidegate/source_table.py", "tidegate/aws/puts.py", *_SHARED),
     "services.WorkerRole": ("worker/*.py", "tidegate/aws/records.py", "tidegate/aws/streams.py", *_SHARED),
     "services.InboundRole": (
         "worker/reader.py", "worker/stream.py", "worker/origin.py", "tidegate/aws/records.py",
@@ -80,8 +83,9 @@ def settings_of(where: str) -> tuple[set[str], set[str]]:
         module, _, name = path.partition(":")
         variables = describe(getattr(importlib.import_module(module), name))
         known |= {variable.name for variable in variables}
-        required |= {variable.name for variable in variables if variable.required}
-    return known, required
+        # A table or bucket has to be made beforehand, so that its name is the deployment's, whatever the default.
+        required |= {each.name for each in variables if each.required or each.name.endswith(("_TABLE", "_BUCKET"))}
+    return known, required - UNUSED.get(where, set())
 
 
 def environments(templates: dict[str, Template]) -> Iterator[str]:

@@ -19,7 +19,7 @@ import secrets
 from typing import Any
 
 from ministack.app import main
-from ministack.services import dynamodb
+from ministack.services import dynamodb, secretsmanager
 from ministack.services.cloudformation import provisioners
 
 HANDLERS: dict[str, Any] = provisioners._RESOURCE_HANDLERS
@@ -57,6 +57,7 @@ def install() -> None:
     table["create"] = _with_active_indexes(table["create"])
     cluster = HANDLERS["AWS::RDS::DBCluster"]
     cluster["create"] = _with_password(cluster["create"])
+    cluster["update"] = _still_with_password(cluster["update"])
     provisioners._normalize_container_defs = provisioners._pascal_to_camel
     service = HANDLERS["AWS::ECS::Service"]
     service["create"] = _with_numbers(service["create"], 1)
@@ -108,6 +109,15 @@ def _with_password(create: Any) -> Any:
         return physical_id, attributes
 
     return create_cluster
+
+
+def _still_with_password(update: Any) -> Any:
+    def update_cluster(*arguments: Any, **named: Any) -> tuple[str, dict[str, Any]]:
+        physical_id, attributes = update(*arguments, **named)
+        secret = secretsmanager._secrets.get(f"rds!cluster-{physical_id}")
+        return physical_id, {**attributes, **({"MasterUserSecret.SecretArn": secret["ARN"]} if secret else {})}
+
+    return update_cluster
 
 
 def _by_arn(change: Any) -> Any:

@@ -64,16 +64,22 @@ async def test_a_row_goes_from_a_back_office_to_the_api(tmp_path: Path) -> None:
                 await functions_redirected(cloud)
                 await moved(cloud, offices["parcels"])
                 await written(cloud)
+                made = (await cloud.clients["dynamodb"].list_tables())["TableNames"]
+                assert all(name.startswith(f"{NAME}-") for name in made), "a program made a table that no template has"
                 leases = json.loads(await cloud.once(await operator(cloud, "leases", "list", "--json")))
                 assert len(leases["leases"]) == 2, leases
             assert await started[0].health_check() != 0, "a task that is gone is not well"
+        # It grows in place: nothing that holds data is made anew.
+        before = await cloud.outputs(f"{NAME}-data")
+        await cloud.deploy("network", "data", "Profile=large")
+        assert await cloud.outputs(f"{NAME}-data") == before
 
 
 async def deployed(cloud: Cloud) -> None:
     """All stacks, in the order of docs/DEPLOY.md."""
     await cloud.deploy("pipeline", "network", "data", "identity", "ops")
     await cloud.clients["s3"].put_object(Bucket=PACKAGES, Key=SETTINGS["ReadsPackage"], Body=package())
-    await cloud.deploy("services", "api", "observe", "edge", "partner", "facade")
+    await cloud.deploy("services", "api", "observe", "dashboards", "edge", "partner", "facade")
 
 
 def package() -> bytes:

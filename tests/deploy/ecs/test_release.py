@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.deploy.ecs.templates import TEMPLATES, load
+from tests.deploy.ecs.templates import TEMPLATES, load, resources
 
 NEW, OLD = f"acme/parcels@sha256:{'1' * 64}", f"acme/parcels@sha256:{'2' * 64}"
 # Each is called with its own name first; what it answers is told by the environment.
@@ -129,6 +130,14 @@ def test_an_alarm_that_rang_before_does_not_count(desk: Desk) -> None:
     answer = desk.run("verify.sh", "1", RINGING="parcels-data-stale", RINGING_BEFORE="parcels-data-stale")
     assert (answer.returncode, "not counted" in answer.stdout) == (0, True)
     assert desk.run("verify.sh", "1", RINGING="parcels-data-stale").returncode == 1
+
+
+def test_every_gate_is_an_alarm() -> None:
+    named = set(re.findall(r'"\$name-([a-z-]+)"', (TEMPLATES / "verify.sh").read_text(encoding="utf-8")))
+    alarms = resources(load(), "AWS::CloudWatch::Alarm")
+    known = {properties["AlarmName"]["Fn::Sub"].removeprefix("${Name}-") for _, _, properties in alarms}
+    assert len(named) >= 8
+    assert named <= known
 
 
 def test_a_stack_takes_what_its_template_knows_and_the_last_word_wins(desk: Desk) -> None:

@@ -105,6 +105,7 @@ SEEDED: list[tuple[Rule, str, Spoil]] = [
     (rules.joints, "nobody imports", lambda t: t["observe"]["Resources"].pop("Scraper")),
     (programs.environments, "no setting", lambda t: variable(t, WORKER, "TIDEGATE_BATCH_ROWZ", "1")),
     (programs.environments, "required", lambda t: without(t, POLLER, "TIDEGATE_CURSOR_TABLE")),
+    (programs.environments, "TIDEGATE_SOURCE_TABLE", lambda t: without(t, POLLER, "TIDEGATE_SOURCE_TABLE")),
     (programs.environments, "without checking", lambda t: without(t, WORKER, "PGSSLROOTCERT")),
     (programs.environments, "without checking", lambda t: functions_url(t, "postgresql://reader_login@h:5432/tidegate")),
     (programs.rights, "nobody calls", lambda t: policy(t, "services", "WorkerRole")[0]["Action"].append("kinesis:PutRecord")),
