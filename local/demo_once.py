@@ -12,6 +12,7 @@ import msgspec
 
 from local import gateway
 from local.demo_compare import ApiCheck, ApiReader, Difference, check_api, compare, shape_of
+from local.demo_edge import Edge, check_edge
 from local.demo_freshness import Freshness, Sampler
 from local.legacy.manners import Rules
 from local.stack import Office, Stack
@@ -51,12 +52,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     first_sync_s: float
     catch_up_s: float
     chaos: dict[str, int] | None
+    event_ms: int | None
+    attribute_kept: bool
     seconds: float
 
     @property
     def is_good(self) -> bool:
         compared = self.rows_back_office > 0 and self.api_rows > 0
-        return compared and self.missing == self.stale == self.ghosts == 0 and not self.api_mismatches
+        is_equal = self.missing == self.stale == self.ghosts == 0 and not self.api_mismatches
+        return compared and is_equal and self.attribute_kept
 
 
 async def once(stack: Stack, *, chaos: bool, started: float) -> Report:
@@ -79,8 +83,9 @@ async def once(stack: Stack, *, chaos: bool, started: float) -> Report:
     catch_up_s = time.monotonic() - clock
     stack.say("comparing the API's answers with the back offices")
     api = await check_api(stack, stack.demo.users)
+    edge = await check_edge(stack)
     return _report(
-        stack, difference, applied, api, sampler,
+        stack, difference, applied, api, sampler, edge,
         first_sync_s=first_sync_s, catch_up_s=catch_up_s, kills=kills, seconds=time.monotonic() - started,
     )  # fmt: skip
 
@@ -97,6 +102,7 @@ def _report(
     applied: dict[str, int],
     api: ApiCheck,
     sampler: Sampler,
+    edge: Edge,
     *,
     first_sync_s: float,
     catch_up_s: float,
@@ -125,6 +131,8 @@ def _report(
         first_sync_s=round(first_sync_s, 1),
         catch_up_s=round(catch_up_s, 1),
         chaos=kills,
+        event_ms=edge.event_ms,
+        attribute_kept=edge.is_kept,
         seconds=round(seconds, 1),
     )
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -73,6 +74,7 @@ class User(msgspec.Struct, frozen=True):
 class Demo(msgspec.Struct, frozen=True, kw_only=True):
     """The demo of one bubble.
 
+    event     one of the bubble's inbound events, as the first of the users sends it: `type` and `data`
     observer  measures freshness for `--once`: sees every row of the entities `observer_sees`; not offered on the page
     """
 
@@ -81,6 +83,7 @@ class Demo(msgspec.Struct, frozen=True, kw_only=True):
     title: str = ""
     observer: User | None = None
     observer_sees: tuple[str, ...] = ()
+    event: Mapping[str, Any] | None = None
 
 
 def bubble_path(name: str) -> str:

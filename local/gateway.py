@@ -5,7 +5,8 @@
     tokens = await sign_in(deployment, "customer-1001", password)
     GET {deployment.api_url}/v1/parcels  with  Authorization: Bearer {tokens.access_token}
 
-The function is the production handler, from this checkout or the installed wheel: its zip holds one import.
+There is one function for the reads, one for events and one for users' attributes, as the routes say. Each is the
+production handler, from this checkout or the installed wheel: its zip holds one import.
 
 How ministack runs it (1.5.33): one worker process for each request in flight, started when needed and kept, a child
 of ministack whose command line names the function (`runtime_pids`). One that is killed while idle is replaced at
@@ -20,6 +21,7 @@ import base64
 import importlib.util
 import io
 import os
+import secrets
 import sysconfig
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -33,13 +35,17 @@ from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
 import api
+from api.routes import Route, gateway_routes
+from tidegate.bubble import load
+from tidegate.errors import BubbleError
 
 FUNCTION = "tidegate-api"
 RESOURCE_SERVER = "tidegate"
 """Scopes of machine clients are `tidegate/<scope>`."""
 
 _MODULE = "tidegate_api"
-_SHIM = '"""What the gateway invokes; the code is the package `api`."""\n\nfrom api.handler import handler as handler\n'
+_SHIM = '"""What the gateway invokes; the code is the package `api`."""\n\nfrom {module} import handler as handler\n'
+_HANDLERS = {"reads": "api.handler", "ingest": "api.ingest_handler", "user": "api.user_handler"}
 _ROLE = "arn:aws:iam::000000000000:role/tidegate-api"
 _TIMEOUT_S = 20
 _FIRST_ANSWER_S = 30.0
@@ -107,8 +113,12 @@ async def deploy(
     users: Sequence[User],
     machines: Sequence[Machine] = (),
     function: str = FUNCTION,
+    edge: Mapping[str, str] | None = None,
 ) -> Deployment:
-    """Set up user pool, function and HTTP API, replacing those of an earlier start, and wait for a first answer.
+    """Set up user pool, functions and HTTP API, replacing those of an earlier start, and wait for a first answer.
+
+    `edge` is what the functions that write need beside the others: the stream of arrivals, the users' table, and how
+    to reach AWS. Without it there are reads only.
 
     Raises:
         DeployFailed: the API answers with an error.
@@ -118,28 +128,53 @@ async def deploy(
         pool = _Pool(await clients.open("cognito-idp"), function)
         pool_id, client_id = await pool.make(users)
         credentials = await pool.add_machines(machines)
-        environment = {
-            "TIDEGATE_BUBBLE": bubble,
-            "TIDEGATE_DATABASE_URL": database_url,
-            "TIDEGATE_STATEMENT_CACHE_SIZE": "16",
-            "PYTHONPATH": search_path(bubble),
-        }
-        arn = await _make_function(await clients.open("lambda"), function, environment)
         issuer = f"https://cognito-idp.{region}.amazonaws.com/{pool_id}"
         audience = [client_id, *(machine_id for machine_id, _ in credentials.values())]
-        api_id = await _make_api(await clients.open("apigatewayv2"), function, arn, issuer, audience)
+        keys_url = f"{endpoint_url}/{pool_id}/.well-known/jwks.json"
+        everywhere = _everywhere(bubble, issuer, audience, keys_url)
+        functions = await clients.open("lambda")
+        arns = {
+            kind: await _make_function(functions, _name(kind, function), _HANDLERS[kind], {**everywhere, **own})
+            for kind, own in _environments(database_url, edge).items()
+        }
+        routes = _routes(bubble)
+        api_id = await _make_api(await clients.open("apigatewayv2"), function, arns, routes, issuer, audience)
     deployment = Deployment(
-        endpoint_url=endpoint_url,
-        region=region,
-        api_url=f"{endpoint_url}/_aws/execute-api/{api_id}",
-        pool_id=pool_id,
-        client_id=client_id,
-        issuer=issuer,
-        function=function,
-        machines=credentials,
-    )
+        endpoint_url=endpoint_url, region=region, api_url=f"{endpoint_url}/_aws/execute-api/{api_id}", pool_id=pool_id,
+        client_id=client_id, issuer=issuer, function=function, machines=credentials,
+    )  # fmt: skip
     await _first_answer(deployment)
     return deployment
+
+
+def _everywhere(bubble: str, issuer: str, audience: Sequence[str], keys_url: str) -> dict[str, str]:
+    return {
+        "TIDEGATE_BUBBLE": bubble,
+        "TIDEGATE_TOKENS_ISSUER": issuer,
+        "TIDEGATE_TOKENS_CLIENTS": ",".join(audience),
+        # The issuer's name is Cognito's real address, where nobody knows this pool.
+        "TIDEGATE_TOKENS_JWKS_URL": keys_url,
+        "PYTHONPATH": search_path(bubble),
+    }
+
+
+def _environments(database_url: str, edge: Mapping[str, str] | None) -> dict[str, Mapping[str, str]]:
+    """Kind of function → what it needs beside what all need."""
+    reading = {
+        "TIDEGATE_DATABASE_URL": database_url,
+        "TIDEGATE_STATEMENT_CACHE_SIZE": "16",
+        "TIDEGATE_CURSOR_KEY": secrets.token_urlsafe(32),
+        "TIDEGATE_ASK_AGAIN_S": "1",
+    }
+    return {"reads": reading, **({"ingest": edge, "user": edge} if edge is not None else {})}
+
+
+def _routes(bubble: str) -> tuple[Route, ...]:
+    try:
+        return gateway_routes(load(bubble))
+    except BubbleError:
+        # The function itself says so, to whoever asks.
+        return (Route("GET", "/v1/openapi.json", "reads", is_open=True),)
 
 
 async def sign_in(deployment: Deployment, username: str, password: str) -> Tokens:
@@ -271,13 +306,18 @@ class _Pool:
             await self._cognito.admin_add_user_to_group(**name, GroupName=group)
 
 
-async def _make_function(client: Any, name: str, environment: Mapping[str, str]) -> str:
+def _name(kind: str, function: str) -> str:
+    """The reads have the name itself; nothing of the others' begins with it, see `runtime_pids`."""
+    return function if kind == "reads" else f"{kind}-{function}"
+
+
+async def _make_function(client: Any, name: str, module: str, environment: Mapping[str, str]) -> str:
     """Returns the ARN."""
     with suppress(client.exceptions.ResourceNotFoundException):
         await client.delete_function(FunctionName=name)
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as written:
-        written.writestr(f"{_MODULE}.py", _SHIM)
+        written.writestr(f"{_MODULE}.py", _SHIM.format(module=module))
     made = await client.create_function(
         FunctionName=name,
         Runtime="python3.12",
@@ -295,15 +335,20 @@ async def _make_function(client: Any, name: str, environment: Mapping[str, str])
     return arn
 
 
-async def _make_api(client: Any, name: str, function_arn: str, issuer: str, audience: list[str]) -> str:
-    """Returns the id. All of /v1 wants a token; only the specification is open."""
+async def _make_api(
+    client: Any, name: str, arns: Mapping[str, str], routes: Sequence[Route], issuer: str, audience: list[str]
+) -> str:
+    """Returns the id. All routes want a token but those that are open; a route without its function is left out."""
     for old in (await client.get_apis())["Items"]:
         if old["Name"] == name:
             await client.delete_api(ApiId=old["ApiId"])
     api_id: str = (await client.create_api(Name=name, ProtocolType="HTTP"))["ApiId"]
-    integration = await client.create_integration(
-        ApiId=api_id, IntegrationType="AWS_PROXY", IntegrationUri=function_arn, PayloadFormatVersion="2.0"
-    )
+    targets = {}
+    for kind, arn in arns.items():
+        integration = await client.create_integration(
+            ApiId=api_id, IntegrationType="AWS_PROXY", IntegrationUri=arn, PayloadFormatVersion="2.0"
+        )
+        targets[kind] = f"integrations/{integration['IntegrationId']}"
     authorizer = await client.create_authorizer(
         ApiId=api_id,
         Name="access-token",
@@ -311,15 +356,12 @@ async def _make_api(client: Any, name: str, function_arn: str, issuer: str, audi
         IdentitySource=["$request.header.Authorization"],
         JwtConfiguration={"Issuer": issuer, "Audience": audience},
     )
-    target = f"integrations/{integration['IntegrationId']}"
-    await client.create_route(
-        ApiId=api_id,
-        RouteKey="GET /v1/{proxy+}",
-        Target=target,
-        AuthorizationType="JWT",
-        AuthorizerId=authorizer["AuthorizerId"],
-    )
-    await client.create_route(ApiId=api_id, RouteKey="GET /v1/openapi.json", Target=target, AuthorizationType="NONE")
+    guarded = {"AuthorizationType": "JWT", "AuthorizerId": authorizer["AuthorizerId"]}
+    for route in routes:
+        if route.function in targets:
+            key = f"{route.method} {route.path}"
+            check = {"AuthorizationType": "NONE"} if route.is_open else guarded
+            await client.create_route(ApiId=api_id, RouteKey=key, Target=targets[route.function], **check)
     await client.create_stage(ApiId=api_id, StageName="$default", AutoDeploy=True)
     return api_id
 

@@ -13,7 +13,7 @@ import asyncpg
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from tidegate import access, migrate
+from tidegate import access, migrate, users
 from tidegate.bubble import Bubble
 
 DATABASE = "tidegate"
@@ -45,6 +45,14 @@ async def make_buckets(environment: Mapping[str, str], buckets: Iterable[str]) -
                 )
             except ClientError as error:
                 _unless(error, "BucketAlreadyOwnedByYou", "BucketAlreadyExists")
+
+
+async def make_user_table(environment: Mapping[str, str], table: str) -> None:
+    async with get_session().create_client("dynamodb", **_client(environment, "AWS_ENDPOINT_URL")) as client:
+        try:
+            await client.create_table(**users.table_definition(table))
+        except ClientError as error:
+            _unless(error, "ResourceInUseException")
 
 
 async def make_database(superuser: str, owner: str, passwords: Mapping[str, str]) -> None:

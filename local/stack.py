@@ -33,6 +33,8 @@ PAGE_PORT = 8080
 STREAM_SHARDS = 4
 WORKERS = ("worker-1", "worker-2")
 REGION = "eu-central-1"
+ARRIVALS = "tidegate-arrivals"
+USERS = "tidegate-users"
 # What a child may know of this machine. Nothing of the user's own AWS account is among it.
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "SYSTEMROOT", "VIRTUAL_ENV", "PYTHONPATH", "TZ")
 
@@ -106,6 +108,9 @@ class Stack:
             together.create_task(self._start_service("poller", "poller", "worker_login"))
             for name in WORKERS:
                 together.create_task(self._start_service(name, "worker", "worker_login"))
+            if self.bubble.inbound:
+                own = {"TIDEGATE_STREAM": ARRIVALS, "TIDEGATE_LEASE_TABLE": "tidegate-arrival-leases"}
+                together.create_task(self._start_service("arrivals", "worker.inbound", "worker_login", **own))
 
     # --- the programs, one function each -------------------------------------------------------
 
@@ -137,6 +142,7 @@ class Stack:
         ready = http_ready(self.session, f"{url}/_health")
         await self.supervisor.start(Program("kinesis", argv, env=_inherited(), ready=ready))
         await provision.make_stream(self.environment, self.environment["TIDEGATE_STREAM"], STREAM_SHARDS)
+        await provision.make_stream(self.environment, ARRIVALS, 1)
 
     async def _start_stand_in(self) -> None:
         self.say("starting the AWS stand-in")
@@ -165,6 +171,7 @@ class Stack:
             )
         )
         await provision.make_buckets(self.environment, self._buckets())
+        await provision.make_user_table(self.environment, USERS)
 
     async def _start_office(self, spec: BackOffice, port: int) -> None:
         self.say(f"starting the back office {spec.name}")
@@ -198,9 +205,10 @@ class Stack:
             bubble=self.path,
             database_url=self.database("reader_login"),
             users=users,
+            edge={**self._aws(), "TIDEGATE_INBOUND_STREAM": ARRIVALS, "TIDEGATE_USER_TABLE": USERS},
         )
 
-    async def _start_service(self, name: str, module: str, login: str) -> None:
+    async def _start_service(self, name: str, module: str, login: str, **settings: str) -> None:
         self.say(f"starting {name}")
         port = self.ports.take(9101)
         environment = {
@@ -210,6 +218,7 @@ class Stack:
             # On a laptop the stream and the tables may be gone already, and nobody wants to wait for an answer.
             "TIDEGATE_LEASES_DRAIN_BUDGET_S": "8",
             "TIDEGATE_NAME": name,
+            **settings,
         }
         self.health[name] = f"http://127.0.0.1:{port}"
         ready = http_ready(self.session, f"{self.health[name]}/readyz")

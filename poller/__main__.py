@@ -11,7 +11,7 @@ from poller import app
 from poller.settings import PollerSettings
 from tidegate import lifecycle
 from tidegate.command_line import answered
-from tidegate.settings import read
+from tidegate.settings import read, unpack
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
     async def run(stop: Event) -> None:
+        unpack(os.environ)
         await app.run(read(PollerSettings, os.environ), os.environ, stop)
 
     return lifecycle.main(run)

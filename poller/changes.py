@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
 
-from poller.snapshot import NAMELESS, Entry, Index, Seen, State, fingerprint, gone, is_known, judge
+from poller.index import Index
+from poller.snapshot import NAMELESS, Entry, Seen, State, fingerprint, gone, is_known, judge
+from poller.source import FileRow
 from poller.translate import Reading, Translated, raw_key, translate
 from tidegate import codec
 from tidegate.bubble import RawRow
@@ -21,8 +23,8 @@ from tidegate.errors import Rejected
 from tidegate.event import Cause, ChangeEvent, EntityKey, Operation, QuarantineRecord
 
 QUARANTINE = "quarantine"
-_MOST_RECORD_BYTES = 1_000_000
-"""Kinesis takes 1 MiB with the partition key; a row that makes more is filed instead of published."""
+MOST_RECORD_BYTES = 1_000_000
+"""Kinesis takes 1 MiB with the partition key; a row that makes more is filed, unless its publisher takes larger ones."""
 _MOST_RAW_BYTES = 600_000
 """base64 makes 800,000 of it."""
 
@@ -36,13 +38,17 @@ class Record(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """The request that showed the rows. `keyed` as in `snapshot.Seen`."""
+    """The request that showed the rows. `keyed` as in `snapshot.Seen`.
+
+    `stated` is the time that the rows are of, in microseconds since 1970: the version of rows that have none of their own.
+    """
 
     epoch: int
     read: int
     cause: Cause
     observed_at: datetime
     keyed: bool
+    stated: int | None = None
 
 
 class _Row(NamedTuple):
@@ -82,30 +88,41 @@ def _version(row: RawRow, key: str, reading: Reading) -> int:
 
 
 class Changes:
-    """Collects over the requests of one step. `entries` are index entries to journal, `records` to publish."""
+    """Collects over the requests of one step. `entries` are index entries to journal, `records` to publish.
 
-    def __init__(self, index: Index, reading: Reading) -> None:
+    `raws` are the rows behind the records, for the archive.
+    """
+
+    def __init__(self, index: Index, reading: Reading, most_record_bytes: int = MOST_RECORD_BYTES) -> None:
         self.records: dict[str, Record] = {}
         self.entries: dict[str, Entry] = {}
         self.doubted: set[str] = set()
+        self.raws: dict[str, RawRow] = {}
         self.seen: set[str] = set()
         self.counts: Counter[str] = Counter()
         self._index = index
         self._reading = reading
+        self._most_record_bytes = most_record_bytes
 
-    def see(self, rows: Iterable[RawRow], sight: Sight) -> None:
+    def see(self, rows: Sequence[RawRow], sight: Sight) -> None:
         """Judge the rows of one answer."""
+        index, entries, seen, key_path = self._index, self.entries, self.seen, self._reading.key_path
+        translation, unchanged = self._reading.source.translation, 0
         for raw in rows:
             stamp = fingerprint(raw)
-            key = raw_key(raw, self._reading.key_path)
+            key = raw_key(raw, key_path)
             name = NAMELESS + stamp.hex() if key is None else key
-            self.seen.add(name)
-            self.counts["rows"] += 1
-            before = self.entries.get(name) or self._index.get(name)
-            if is_known(before, stamp, self._reading.source.translation):
-                self.counts["unchanged"] += 1
+            seen.add(name)
+            before = entries.get(name)
+            number = index.row(name) if before is None else None
+            if index.has(number, stamp, translation) if before is None else is_known(before, stamp, translation):
+                unchanged += 1
                 continue
+            if number is not None:
+                before = index.entry(number)
             self._change(_Row(raw, key, name, stamp, before), sight)
+        self.counts["rows"] += len(rows)
+        self.counts["unchanged"] += unchanged
 
     def bury(self, key: str, sight: Sight) -> None:
         """The key is gone: its tombstone, unless something newer is known."""
@@ -115,7 +132,8 @@ class Changes:
             return
         self.entries[key] = entry
         self.counts[Operation.DELETE] += 1
-        self._publish(self._event(key, entry, sight, None))
+        event = self._event(key, entry, sight, None)
+        self._publish(event, codec.encode(event))
 
     def labels(self) -> Counter[str]:
         """How many records there are of each label."""
@@ -129,6 +147,8 @@ class Changes:
         except Rejected as error:
             fault = error
         version = None if translated is None else translated.source_version
+        if translated is not None and sight.stated is not None and self._reading.shape.version is None:
+            version = sight.stated
         translation = self._reading.source.translation
         entry = judge(row.before, Seen(row.stamp, version, sight.epoch, sight.read, translation, sight.keyed))
         if entry is None:
@@ -137,23 +157,28 @@ class Changes:
         self.doubted.discard(row.name)
         if translated is not None and row.key is not None:
             event = self._event(row.key, entry, _recaused(sight, row.before, entry), translated)
-            if len(codec.encode(event)) <= _MOST_RECORD_BYTES:
+            data = codec.encode(event)
+            if len(data) <= self._most_record_bytes:
                 self.entries[row.name] = entry
-                self._publish(event)
+                self.raws[row.name] = row.raw
+                self._publish(event, data)
                 return
-            fault = Rejected("too_large", f"its event is larger than {_MOST_RECORD_BYTES} bytes")
+            fault = Rejected("too_large", f"its event is larger than {self._most_record_bytes} bytes")
             entry = msgspec.structs.replace(entry, state=State.QUARANTINED)
         if fault is not None:
             self.entries[row.name] = entry
+            self.raws[row.name] = row.raw
             self._quarantine(row, fault, sight)
 
-    def _publish(self, event: ChangeEvent) -> None:
+    def _publish(self, event: ChangeEvent, data: bytes) -> None:
         partition_key = str(event.key)
-        self.records[partition_key] = Record(partition_key, codec.encode(event), event.cause)
+        self.records[partition_key] = Record(partition_key, data, event.cause)
 
     def _quarantine(self, row: _Row, fault: Rejected, sight: Sight) -> None:
         source, entity = self._reading.source, self._reading.shape.name
         raw, text = msgspec.json.encode(row.raw), str(fault)[:2_000]
+        if isinstance(row.raw, FileRow):
+            text = f"{row.raw.origin}: {text}"
         if len(raw) > _MOST_RAW_BYTES:
             raw, text = raw[:_MOST_RAW_BYTES], f"{text} (raw row cut at {_MOST_RAW_BYTES} of {len(raw)} bytes)"
         identity = f"{source.name}\n{row.name}\n{row.stamp.hex()}\n{source.translation}"

@@ -1,46 +1,79 @@
-"""Files that business units drop in S3 as a source: the newest one, whole, is the truth.
+"""Files that business units drop in S3 as a source. What it reads and in which order is decided in `files`.
 
-One file is a consistent whole, so a row missing from it is gone: there is nobody to ask again, and the limit on
-mass deletions is what stands between a truncated file and the front office.
+**Everything.** Each file is a full extract, the newest one is the truth. It is walked page by page, the index knows what
+it said before, and a row missing from it is gone: there is nobody to ask again, and the limit on mass deletions is what
+stands between a short file and the front office. Older files that nobody has read are passed over.
 
-A file that was replaced or deleted between listing and reading is an ordinary race: the next poll lists again. A
-bucket that cannot be read is this source's failure alone.
+**Changes.** Each file is worked through once, in the order of the times they state; the cursor says how far. A file that
+is overwritten comes again, and by the index only its difference is published. A file that comes late, or again, cannot
+move a row back: its rows are of the time that it states (`Page.stated_at`).
+
+Before a row of a file is published the whole file is looked at, from the local disk. A file that is not what it should
+be is refused whole, and told: a log line, a metric, `tidegate sources show`. The ledger says what became of each version
+of a file; it is written when the cursor shows that all of it was acknowledged, which is at the next call.
 """
 
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
-from poller.source import FullWalk, Page, Position, Refused
-from tidegate.aws import aws_errors
-from tidegate.bubble import CsvDrop, RawRow, Source
-from tidegate.errors import Fatal, Rejected, Superseded, Transient
+from poller.dialect import Judgement
+from poller.drop_bucket import DropBucket
+from poller.files import Fate, FileEntry, Found, forgettable, fresh, newest_done, newest_order
+from poller.ledger import Ledger
+from poller.settings import DropSettings
+from poller.source import FileRow, FullWalk, InFiles, Page, Position, Refused
+from poller.translate import Reading, raw_key, translate
+from poller.unpacked import Unpacked, page_of
+from tidegate import telemetry
+from tidegate.bubble import CsvDrop, Source
+from tidegate.errors import Rejected, Transient
 
-_MOST_FILE_BYTES = 512 * 1024 * 1024
-_RACES = frozenset({"PreconditionFailed", "412", "NoSuchKey", "NoSuchVersion", "404"})
+
+class _Reading:
+    """A file that was taken, and how many of its rows were shown."""
+
+    def __init__(self, found: Found, file: Any, unpacked: Unpacked, judgement: Judgement) -> None:
+        self.found = found
+        self.file = file
+        self._unpacked = unpacked
+        self._rows: Iterator[FileRow] = unpacked.rows()
+        self.row = 0
+        self.judgement = judgement
+
+    async def next(self, most: int) -> list[FileRow]:
+        page = await asyncio.to_thread(page_of, self._unpacked, self._rows, most)
+        self.row += len(page)
+        return page
 
 
 class CsvDropSource:
-    """`client` is an aiobotocore S3 client. Raises Fatal when the bucket's variable is missing."""
+    """`bucket` looks where the declaration says. Call `close` at the end."""
 
-    def __init__(self, declared: Source, feed: CsvDrop, client: Any, environ: Mapping[str, str]) -> None:
-        bucket = environ.get(feed.bucket.name) or feed.bucket.default
-        if not bucket:
-            raise Fatal(f"source {declared.name!r}: the environment variable {feed.bucket.name} is missing")
+    def __init__(
+        self, declared: Source, feed: CsvDrop, bucket: DropBucket, ledger: Ledger, settings: DropSettings
+    ) -> None:
         self._declared = declared
         self._feed = feed
-        self._client = client
         self._bucket = bucket
+        self._ledger = ledger
+        self._settings = settings
+        self._reading = Reading.of(declared)
+        self._entries: dict[str, FileEntry] | None = None
+        self._open: _Reading | None = None
+        self._counts: dict[str, tuple[int, int]] = {}
+        self._as_of: datetime | None = None
+        self._has_tidied = False
+        self._log = telemetry.get_logger("poller.csv_drop")
 
     @property
-    def start(self) -> None:
-        return None
+    def start(self) -> InFiles | None:
+        return InFiles() if self._feed.holds == "changes" else None
 
     @property
     def reread_size(self) -> int:
@@ -50,69 +83,219 @@ class CsvDropSource:
     def absence_decides(self) -> bool:
         return True
 
+    def close(self) -> None:
+        """Let go of the file in hand."""
+        if self._open is not None:
+            self._open.file.close()
+        self._open = None
+
     async def fetch(self, position: Position, mark: str = "") -> Page:
-        newest = await self._newest()
-        found = "" if newest is None else f"{newest['Key']} {newest['ETag']}"
-        if newest is None or found == mark:
-            # No file yet, or nothing new: neither says anything about the rows.
-            now = datetime.now(UTC)
-            return Page(rows=(), following=FullWalk(), has_more=False, served_at=now, mark=mark, unchanged=True)
-        written_at: datetime = newest["LastModified"]
-        # A large file takes seconds to parse; leases must be renewed meanwhile.
-        rows = await asyncio.to_thread(self._rows, await self._read(newest), newest["Key"])
-        return Page(
-            rows=rows,
-            following=FullWalk(),
-            has_more=False,
-            served_at=written_at,
-            as_of=written_at - timedelta(seconds=self._declared.safety_s),
-            mark=found,
-        )
+        match position, self._feed.holds:
+            case FullWalk(page=None), "everything":
+                return await self._first_of_extract(mark)
+            case FullWalk(), "everything":
+                return await self._rest_of_extract(position)
+            case InFiles(), "changes":
+                return await self._changes(position)
+            case FullWalk(), _:
+                # Files of changes cannot be asked for everything: there is nothing to sweep.
+                return _nothing(FullWalk(), mark, unchanged=True)
+        raise Refused(f"source {self._declared.name!r}: its cursor is of another kind; delete the cursor's item")
 
     async def reread(self, keys: Sequence[str]) -> Page:
         raise ValueError(f"{self._declared.name}: files cannot be asked by key")
 
-    async def _newest(self) -> dict[str, Any] | None:
-        newest: dict[str, Any] | None = None
-        with _drop_errors(f"list s3://{self._bucket}/{self._feed.prefix}"):
-            async for page in self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._feed.prefix
-            ):
-                for item in page.get("Contents", ()):
-                    if not item["Key"].endswith("/") and (newest is None or item["Key"] > newest["Key"]):
-                        newest = item
-        return newest
+    # ---------------------------------------------------------------- everything
 
-    async def _read(self, item: dict[str, Any]) -> bytes:
-        if item["Size"] > _MOST_FILE_BYTES:
-            raise Transient(f"{self._declared.name}: {item['Key']} is larger than {_MOST_FILE_BYTES} bytes")
-        with _drop_errors(f"read s3://{self._bucket}/{item['Key']}"):
-            # A file replaced between listing and reading is not the one that the mark names.
-            reply = await self._client.get_object(Bucket=self._bucket, Key=item["Key"], IfMatch=item["ETag"])
-            body: bytes = await reply["Body"].read()
-        return body
+    async def _first_of_extract(self, mark: str) -> Page:
+        entries = await self._known()
+        found = await self._look()
+        await self._settle(found, mark)
+        coming = [each for each in fresh(found, entries) if each.order >= newest_order(entries)]
+        # Without a mark nothing was published yet, or everything is to be published once more.
+        chosen = coming[-1] if coming else newest_done(found, entries) if not mark else None
+        if chosen is None or chosen.mark == mark or not await self._take(chosen):
+            return _nothing(FullWalk(), mark, unchanged=True)
+        return await self._rest_of_extract(FullWalk(page=0))
 
-    def _rows(self, body: bytes, key: str) -> tuple[RawRow, ...]:
-        feed = self._feed
-        try:
-            text = body.decode(feed.encoding).removeprefix("\ufeff")
-            reader = csv.DictReader(
-                io.StringIO(text, newline=""), delimiter=feed.delimiter, quotechar=feed.quote, restkey="", strict=True
+    async def _rest_of_extract(self, position: FullWalk) -> Page:
+        reading = self._open
+        if reading is None or reading.row != position.page:
+            raise Transient(f"{self._declared.name}: the file in hand was let go; the walk begins anew")
+        rows = await self._next(reading)
+        found = reading.found
+        if rows:
+            return Page(
+                rows=tuple(rows), following=FullWalk(page=reading.row), has_more=True, served_at=found.written_at
             )
-            return tuple(dict(row) for row in reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise Transient(
-                f"{self._declared.name}: {key} cannot be read ({error}); waiting for a newer file"
-            ) from error
+        self.close()
+        as_of = found.written_at - timedelta(seconds=self._declared.safety_s)
+        return Page(
+            rows=(), following=FullWalk(), has_more=False, served_at=found.written_at, as_of=as_of, mark=found.mark
+        )
+
+    async def _settle(self, found: Sequence[Found], mark: str) -> None:
+        """Write down that the extract was worked through which the cursor names, and what it made superfluous."""
+        entries = await self._known()
+        name, _, etag = mark.rpartition(" ")
+        known = entries.get(name)
+        if mark and (known is None or known.etag != etag):
+            stated_at = next((each.stated_at for each in found if each.mark == mark), None)
+            await self._write(Found(name, etag, 0, datetime.now(UTC), stated_at), Fate.DONE)
+        stand = newest_order(entries)
+        for each in fresh(found, entries):
+            if each.order < stand:
+                await self._write(each, Fate.SUPERSEDED)
+
+    # ---------------------------------------------------------------- changes
+
+    async def _changes(self, position: InFiles) -> Page:
+        at = position
+        if at.done:
+            await self._write_done(at)
+            at = InFiles()
+        reading = self._open
+        if reading is None or (reading.found.name, reading.found.etag, reading.row) != (at.name, at.etag, at.row):
+            chosen = await self._next_file(at)
+            if chosen is None:
+                as_of = None if self._as_of is None else self._as_of - timedelta(seconds=self._declared.safety_s)
+                return _nothing(InFiles(), as_of=as_of)
+            if not await self._take(chosen):
+                return _nothing(InFiles(), has_more=True)
+            reading = self._open
+            assert reading is not None
+            while reading.row < at.row and (at.name, at.etag) == (chosen.name, chosen.etag):
+                if not await reading.next(min(self._settings.page_rows, at.row - reading.row)):
+                    break
+        return await self._page_of_changes(reading)
+
+    async def _page_of_changes(self, reading: _Reading) -> Page:
+        rows = await self._next(reading)
+        found = reading.found
+        if not rows:
+            self.close()
+            self._as_of = found.written_at
+        return Page(
+            rows=tuple(rows),
+            following=InFiles(name=found.name, etag=found.etag, row=reading.row, done=not rows),
+            has_more=True,
+            served_at=found.written_at,
+            stated_at=found.stated_at,
+        )
+
+    async def _next_file(self, at: InFiles) -> Found | None:
+        """The file that was in hand, if it is still there as it was; else the first in order of which nothing became."""
+        found = await self._look()
+        in_hand = [each for each in found if at.name and (each.name, each.etag) == (at.name, at.etag)]
+        coming = in_hand or fresh(found, await self._known())
+        return coming[0] if coming else None
+
+    async def _write_done(self, at: InFiles) -> None:
+        known = (await self._known()).get(at.name)
+        if known is None or known.etag != at.etag:
+            found = [each for each in await self._look() if (each.name, each.etag) == (at.name, at.etag)]
+            await self._write(found[0] if found else Found(at.name, at.etag, 0, datetime.now(UTC)), Fate.DONE)
+
+    # ---------------------------------------------------------------- both
+
+    async def _look(self) -> list[Found]:
+        found = [await self._bucket.dated(each) for each in await self._bucket.look()]
+        if not self._has_tidied:
+            # Once in a term: the ledger must not grow for ever.
+            entries = await self._known()
+            for name in forgettable(found, entries, datetime.now(UTC)):
+                await self._ledger.forget(self._declared.name, name)
+                del entries[name]
+            self._has_tidied = True
+        return found
+
+    async def _next(self, reading: _Reading) -> list[FileRow]:
+        try:
+            return await reading.next(self._settings.page_rows)
+        except Rejected as error:
+            # It was read to its end once, so it is the disk.
+            self.close()
+            raise Transient(f"{self._declared.name}: {reading.found.name}: {error}") from error
+
+    async def _take(self, found: Found) -> bool:
+        """Bring a file here, look at all of it, and open it. False: it was refused, and that was told."""
+        self.close()
+        file = NamedTemporaryFile(prefix="tidegate-", dir=self._settings.folder)  # noqa: SIM115  (it is kept open)
+        is_taken = False
+        try:
+            judgement, refusal = await self._judged(found, file)
+            if refusal:
+                await self._write(found, Fate.REFUSED, judgement, refusal)
+                return False
+            self._open = _Reading(found, file, Unpacked(Path(file.name), found.name, self._feed), judgement)
+            self._counts[found.mark] = (judgement.rows, judgement.faults)
+            is_taken = True
+        finally:
+            if not is_taken:
+                file.close()
+        self._log.info(telemetry.POLLER_FILE_TAKEN, source=self._declared.name, file=found.name, rows=judgement.rows)
+        return True
+
+    async def _judged(self, found: Found, file: Any) -> tuple[Judgement, str]:
+        """Raises Transient: it could not be brought here now."""
+        judgement = Judgement(self._feed, self._fault)
+        if found.size_bytes > self._settings.most_bytes:
+            return (
+                judgement,
+                f"it has {found.size_bytes} bytes, more than the {self._settings.most_bytes} that are allowed",
+            )
+        if found.stated_at is None and self._feed.holds == "changes":
+            return judgement, f"it does not say of which time it is, as {self._feed.stated} wants"
+        await self._bucket.fetch(found, file)
+        steps = Unpacked(Path(file.name), found.name, self._feed).judged(self._fault)
+        try:
+            # In steps, each in a thread: leases must be renewed meanwhile, and a stop must not wait for the whole file.
+            while (step := await asyncio.to_thread(next, steps, None)) is not None:
+                judgement = step
+        except Rejected as error:
+            return judgement, str(error)
+        return judgement, judgement.refusal
+
+    def _fault(self, values: Mapping[str, str]) -> str:
+        try:
+            translate(values, raw_key(values, self._reading.key_path), self._reading)
+        except Rejected as error:
+            return str(error)
+        return ""
+
+    async def _known(self) -> dict[str, FileEntry]:
+        if self._entries is None:
+            self._entries = await self._ledger.entries(self._declared.name)
+        return self._entries
+
+    async def _write(self, found: Found, fate: Fate, judgement: Judgement | None = None, reason: str = "") -> None:
+        rows, faults = self._counts.pop(found.mark, (0, 0)) if judgement is None else (judgement.rows, judgement.faults)
+        entry = FileEntry(
+            name=found.name, etag=found.etag, fate=fate, at=datetime.now(UTC), stated_at=found.stated_at, rows=rows,
+            faults=faults, reason=reason[:2_000],
+        )  # fmt: skip
+        await self._ledger.write(self._declared.name, entry)
+        (await self._known())[found.name] = entry
+        telemetry.POLLER_FILES.labels(self._declared.name, fate).inc()
+        name = self._declared.name
+        if fate is Fate.REFUSED:
+            self._log.error(telemetry.POLLER_FILE_REFUSED, source=name, file=found.name, reason=reason)
+        else:
+            self._log.info(
+                telemetry.POLLER_FILE_DONE, source=name, file=found.name, fate=fate, rows=rows, faults=faults
+            )
 
 
-@contextmanager
-def _drop_errors(doing: str) -> Iterator[None]:
-    """As `aws_errors`, but nothing that one bucket answers is more than this source's failure."""
-    try:
-        with aws_errors(doing, superseded=_RACES):
-            yield
-    except Superseded as error:
-        raise Transient(f"{error}; it was replaced or deleted meanwhile") from error
-    except (Fatal, Rejected) as error:
-        raise Refused(str(error)) from error
+def _nothing(
+    following: Position,
+    mark: str = "",
+    *,
+    unchanged: bool = False,
+    has_more: bool = False,
+    as_of: datetime | None = None,
+) -> Page:
+    """An answer that says nothing about any row."""
+    return Page(
+        rows=(), following=following, has_more=has_more, served_at=datetime.now(UTC), mark=mark, unchanged=unchanged,
+        as_of=as_of,
+    )  # fmt: skip

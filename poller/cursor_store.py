@@ -72,6 +72,10 @@ class DynamoCursorStore:
             return following
         raise Superseded(f"cursor of {cursor.source}: somebody wrote after revision {cursor.revision}")
 
+    async def look(self, source: str) -> Cursor | None:
+        """The cursor as it stands, without beginning a term; None when there is none. Raises Transient, Fatal."""
+        return await self._get(source)
+
     async def _get(self, source: str) -> Cursor | None:
         with aws_errors(f"read the cursor of {source}"):
             reply = await self._client.get_item(

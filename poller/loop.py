@@ -11,14 +11,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 
+import msgspec
 from msgspec.structs import replace
 
+from poller.hours import next_cron
+from poller.overlap import Overlap
 from poller.publisher import Publisher
-from poller.schedule import Agenda, Kind, next_step
-from poller.source import FullWalk, Page
-from poller.sweep import Sweep
+from poller.schedule import Agenda, Kind, next_step, paced_s
+from poller.source import FullWalk, Live, Page, SinceRevision
+from poller.sweep import Standing, Sweep, stood
 from poller.term import Term, pause
 from tidegate import telemetry
 from tidegate.errors import Transient
@@ -26,6 +29,8 @@ from tidegate.event import Cause
 
 _SOON_S = 5.0
 """How long after a take the first sweep begins, when nothing presses."""
+_LOOK_S = 30.0
+"""How often a source whose back office is closed looks whether it still is."""
 _COMPACT_S = 60.0
 """Sources that walk all the time write their snapshot no more often than this."""
 
@@ -34,6 +39,8 @@ class SourceLoop:
     """`clock` is monotonic, in seconds; `wall` is seconds since 1970. `allowed`: a mass deletion was confirmed.
 
     `republish`: publish everything once more; `has_republished` tells when its walk is complete.
+    `sweeps` counts those that came to their end, `swept` is the last of them.
+    `closed_s`: how long the back office is not to be asked now.
     """
 
     def __init__(
@@ -45,6 +52,7 @@ class SourceLoop:
         wall: Callable[[], float] = time.time,
         allowed: bool = False,
         republish: bool = False,
+        closed_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._term = term
         self._publisher = publisher
@@ -52,8 +60,12 @@ class SourceLoop:
         self._wall = wall
         self._allowed = allowed
         self._republish = republish
+        self._closed_s = closed_s
         self.has_republished = False
         self._declared = term.reading.source
+        self._overlap = Overlap(self._declared.overlap_s)
+        self._again: Live | None = None
+        self._quiet_polls = 0
         self._polls = term.source.start is not None
         self._poll_at: float | None = None
         self._sweep_at = float("inf")
@@ -63,6 +75,12 @@ class SourceLoop:
         self._sweep_failures = 0
         self._unproven = 0
         self._sweep: Sweep | None = None
+        self._standing: Standing | None = None
+        self._stood_at = 0.0
+        self._is_kept = False
+        self._allowed_once = False
+        self.sweeps = 0
+        self.swept: Sweep | None = None
         self._sweep_began = 0.0
         self._suspects: frozenset[str] = frozenset()
         self._walked_as_of: datetime | None = None
@@ -78,11 +96,58 @@ class SourceLoop:
 
     async def open(self, least_epoch: int = 0) -> None:
         """Begin the term. Raises as `Term.open`."""
-        await self._term.open(max(least_epoch, int(self._wall())), republish=self._republish)
+        term = self._term
+        await term.open(max(least_epoch, int(self._wall())), republish=self._republish)
         self._begin()
+        presses = self._presses()
+        # Under pressure a sweep must see every row from now on, not from when another one began.
+        self._standing = None if presses else stood(await term.remembered_sweep(), term)
+        if self._standing is not None:
+            self._sweep_at = self._clock()
+
+    @property
+    def in_poll(self) -> bool:
+        """A poll is under way and has more pages."""
+        return self._in_poll
+
+    @property
+    def is_closed(self) -> bool:
+        """The back office is not to be asked now."""
+        return self._closed_s() > 0
+
+    @property
+    def as_of(self) -> datetime | None:
+        """The last watermark that was sent."""
+        return self._as_of
+
+    @property
+    def sweep_rows(self) -> int:
+        """How many rows the sweep under way has seen."""
+        return 0 if self._sweep is None else self._sweep.rows
+
+    async def sweep_now(self, *, again: bool = False, allowed: bool = False) -> None:
+        """Begin a sweep, and do away with the one under way. `again`: publish everything; `allowed`: as for the class.
+
+        Raises as `Term.commit`.
+        """
+        if again:
+            await self._term.doubt()
+            self._republish, self.has_republished = True, False
+        self._allowed_once = allowed
+        self._sweep, self._sweep_at = None, self._clock()
+
+    def retry_now(self) -> None:
+        """What was in the way is not there any more."""
+        if self._poll_at is not None:
+            self._poll_at = self._clock()
+        else:
+            self._sweep_at = self._clock()
 
     async def step(self) -> float:
         """Do the next thing that is due; answers how many seconds there is nothing to do."""
+        closed_s = self._closed_s()
+        if closed_s > 0:
+            return min(closed_s, _LOOK_S)
         agenda = Agenda(self._poll_at, self._sweep_at, self._swept_last, self._in_poll)
         following = next_step(agenda, self._clock())
         match following.kind:
@@ -94,9 +159,15 @@ class SourceLoop:
                 await self._sweep_guarded()
         return 0.0
 
+    def _presses(self) -> bool:
+        """Whether something waits for a sweep."""
+        term = self._term
+        is_behind = term.index.is_behind(self._declared.translation)
+        return self._republish or term.progress.doubt or is_behind or term.index.unsure_count() > 0
+
     def _begin(self) -> None:
         term, now = self._term, self._clock()
-        presses = term.progress.doubt or term.index.is_behind(self._declared.translation) or bool(term.index.unsure())
+        presses = self._presses()
         if not self._polls:
             self._sweep_at = now
             return
@@ -118,10 +189,12 @@ class SourceLoop:
     async def _poll(self) -> None:
         term = self._term
         before = term.progress
-        position = before.live or term.source.start
+        began = self._clock()
+        if self._again is None and not self._in_poll and before.loaded:
+            self._again = self._overlap.again(began)
+        position = self._again or before.live or term.source.start
         if position is None:
             raise RuntimeError(f"{term.name}: there are no changes to ask for")
-        began = self._clock()
         read, page = await term.fetch(position)
         cause = Cause.LIVE if before.loaded else Cause.BACKFILL
         changes = await term.settle(page.rows, term.sight(read, page, cause))
@@ -134,14 +207,29 @@ class SourceLoop:
             doubt=before.doubt or page.doubt,
         )
         await term.commit(changes, progress)
+        self._again = None
         if self._sweep is not None:
-            self._sweep.seen |= changes.seen
+            self._sweep.roll.call(changes.seen)
+        self._quiet_polls = 0 if changes.records else self._quiet_polls + (not page.has_more)
+        if not page.has_more:
+            self._overlap.note(began, page.following)
         self._in_poll = page.has_more
-        self._poll_at = self._clock() if page.has_more else began + self._declared.poll_interval_s
+        self._poll_at = self._clock() if page.has_more else self._following_poll_at(began)
         self._after_page(page, loaded_now=progress.loaded and not before.loaded)
         if not page.has_more:
             await self._send_watermark(page.as_of)
         await self._bound_journals()
+
+    def _following_poll_at(self, began: float) -> float:
+        declared = self._declared
+        if declared.poll_cron is not None:
+            return self._cron_at(declared.poll_cron)
+        return began + paced_s(declared.poll_interval_s, declared.poll_most_s, self._quiet_polls)
+
+    def _cron_at(self, expression: str) -> float:
+        now = datetime.fromtimestamp(self._wall(), UTC)
+        due = next_cron(expression, self._declared.zone, now)
+        return self._clock() + (due - now).total_seconds()
 
     def _after_page(self, page: Page, *, loaded_now: bool) -> None:
         if loaded_now:
@@ -150,6 +238,7 @@ class SourceLoop:
         if page.doubt:
             # Only a sweep that begins from here on can tell.
             self._sweep, self._sweep_at = None, self._clock()
+            self._overlap.clip(page.following)
             self._log.warning(telemetry.POLLER_DOUBT, source=self._term.name)
         if not page.has_more:
             telemetry.POLLER_CURSOR_SECONDS.labels(self._term.name).set(page.served_at.timestamp())
@@ -167,11 +256,31 @@ class SourceLoop:
 
     async def _sweep_on(self) -> None:
         if self._sweep is None:
-            self._sweep = Sweep(self._term, self._cause(), self._suspects, allowed=self._allowed)
-            self._sweep_began = self._clock()
+            allowed = self._allowed or self._allowed_once
+            self._sweep = Sweep(self._term, self._cause(), self._suspects, allowed=allowed)
+            self._sweep_began = self._stood_at = self._clock()
+            if self._standing is not None:
+                self._sweep.resume(self._standing)
+                self._standing, self._is_kept = None, True
+        began = self._clock()
         if await self._sweep.step():
             await self._finish(self._sweep)
+            return
+        await self._remember(self._sweep)
+        if self._polls and self._declared.sweep_requests_per_s is not None:
+            self._sweep_at = began + 1 / self._declared.sweep_requests_per_s
         await self._bound_journals()
+
+    async def _remember(self, sweep: Sweep) -> None:
+        """Now and then, so that whoever takes the source next need not begin a long walk anew."""
+        if self._clock() - self._stood_at < self._term.settings.sweep_kept_s:
+            return
+        await self._compact_now()
+        standing = sweep.standing() if self._sweep is sweep else None
+        if standing is not None:
+            await self._term.remember_sweep(msgspec.msgpack.encode(standing))
+            self._is_kept = True
+        self._stood_at = self._clock()
 
     def _cause(self) -> Cause:
         if self._republish and not self.has_republished:
@@ -189,8 +298,12 @@ class SourceLoop:
             doubt=sweep.is_held or (term.progress.doubt and not proves),
             mark=term.progress.mark if sweep.is_held else sweep.mark,
         )
-        await term.advance(replace(progress, loaded=progress.loaded or loaded_now))
-        self._sweep = None
+        await term.advance(replace(progress, loaded=progress.loaded or loaded_now, live=self._still_true(sweep)))
+        if self._is_kept:
+            await term.remember_sweep(b"")
+            self._is_kept = False
+        self._sweep, self._allowed_once = None, False
+        self.sweeps, self.swept = self.sweeps + 1, sweep
         self._sweep_at = self._following_sweep_at(sweep)
         self._suspects = sweep.missing
         telemetry.POLLER_DELETIONS_HELD.labels(term.name).set(sweep.is_held)
@@ -205,6 +318,20 @@ class SourceLoop:
             self._walked_as_of = sweep.as_of
             await self._send_watermark(as_of)
 
+    def _still_true(self, sweep: Sweep) -> Live | None:
+        """Where polling goes on: further back when every revision there is, is lower than where we are."""
+        live = self._term.progress.live
+        if not isinstance(live, SinceRevision) or sweep.newest is None or sweep.began_at is None:
+            return live
+        if sweep.newest >= sweep.began_at:
+            return live
+        fallen = SinceRevision(bound=sweep.newest, at=sweep.newest, loaded=True)
+        self._overlap.clip(fallen)
+        self._log.warning(
+            telemetry.POLLER_REVISIONS_FELL, source=self._term.name, bound=live.bound, newest=sweep.newest
+        )
+        return fallen
+
     def _following_sweep_at(self, sweep: Sweep) -> float:
         declared, now = self._declared, self._clock()
         interval_s = declared.sweep_interval_s if self._polls or sweep.is_held else declared.poll_interval_s
@@ -213,6 +340,8 @@ class SourceLoop:
             self._unproven += 1
             return now + min(interval_s, _SOON_S * 2.0 ** min(self._unproven - 1, 10))
         self._unproven = 0
+        if declared.sweep_cron is not None and self._polls and not sweep.is_held and not sweep.missing:
+            return self._cron_at(declared.sweep_cron)
         if sweep.missing and self._polls and not sweep.is_held:
             return now
         return self._sweep_began + interval_s
@@ -244,6 +373,7 @@ class SourceLoop:
                 rows=sweep.rows,
                 nominated=sweep.nominated_count,
                 deleted=sweep.deleted,
+                drift=dict(sweep.drift),
             )
 
     async def _send_watermark(self, as_of: datetime | None) -> None:

@@ -1,49 +1,69 @@
-"""An HTTP back office as a source: the adapter over aiohttp for `tidegate.bubble.Rest`.
+"""An HTTP back office as a source: what `tidegate.feeds.Rest` declares, over `poller.wire`.
 
-One `fetch` is one request; nothing is retried here. The only wait is for the client-side request budget
-(`requests_per_s`). What goes wrong is sorted here and nowhere else:
-
-    no connection, time-out, 408, 425, 429, 5xx, 3xx,
-    an answer that is not what the declaration says   Transient (with Retry-After, seconds or a date)
-    401, 403, 404, other 4xx, a cursor of another     Refused: Transient too, but a person must mend it (or it is a
-    kind of feed                                      maintenance page); long waits, and other sources go on
-
-Except that with page tokens 400, 404 and 410 are plainly Transient: tokens expire, and the walk starts over.
+One `fetch` is one request for rows (and a token before it, when one has run out); nothing is retried here, and the only
+wait is for the back office's gate.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import aiohttp
-import msgspec
 
-from poller.source import FullWalk, Page, PageRef, Position, Refused, SinceRevision, SinceTime
-from poller.times import OLDEST, as_text, wall_clock
+from poller import paging as pages
+from poller import walk
+from poller.gate import Gate
+from poller.paging import Following, Params, Shown, whole
+from poller.rows import Odd, as_rows, rows_at
+from poller.source import (
+    FullWalk,
+    Live,
+    Page,
+    ParentRow,
+    Position,
+    Refused,
+    SinceKeyset,
+    SinceRevision,
+    SinceTime,
+    SinceToken,
+)
+from poller.times import OLDEST, as_text, grain, wall_clock
 from poller.translate import dig, raw_key
-from poller.walk import Answer, Step, after_full, after_revision, after_time
-from tidegate import retry_after, telemetry
-from tidegate.bubble import ByRevision, ByTime, Env, Offset, PageNumber, PageToken, RawRow, Rest, Source
-from tidegate.errors import Fatal, Transient
+from poller.walk import Answer, Step
+from poller.wire import Reply, Wire
+from tidegate.bubble import Source
+from tidegate.errors import Transient
+from tidegate.feeds import (
+    Ask,
+    ByKeyset,
+    ByRevision,
+    ByTime,
+    ByToken,
+    LinkHeader,
+    NextLink,
+    PageRef,
+    PageToken,
+    Paging,
+    RawRow,
+    Rest,
+)
 
-_MOST_ANSWER_BYTES = 64 * 1024 * 1024
-_PASSING = frozenset({408, 425, 429})
 _TOKEN_GONE = frozenset({400, 404, 410})
-
-
-class _Reply(msgspec.Struct, frozen=True):
-    document: object
-    asked_at: datetime
-    served_at: datetime
+_ABSENT = (404, 410)
+_OLD = timedelta(hours=16)
+"""A poll whose bound is older than this catches up; others go first. Its wall clock and ours differ by up to 14 hours."""
 
 
 class RestSource:
-    """`environ` holds the values that the declaration names by `Env`. Raises Fatal when one is missing."""
+    """`environ` holds the values that the declaration names by `Env`. Raises Fatal when one is missing.
+
+    `gate`: shared by everybody who asks this back office; None: this source alone asks.
+    """
 
     def __init__(
         self,
@@ -51,242 +71,267 @@ class RestSource:
         feed: Rest,
         session: aiohttp.ClientSession,
         environ: Mapping[str, str],
+        gate: Gate | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._declared = declared
         self._feed = feed
-        self._session = session
-        self._url = _value(declared.name, feed.url, environ).rstrip("/")
-        self._headers = {h.name: h.prefix + _value(declared.name, h.value, environ) for h in feed.headers}
+        self.gate = gate or Gate(feed.manners, clock=clock, now=now)
+        self._wire = Wire(declared.name, feed, session, environ, self.gate, clock=clock, now=now)
         self._key_path = tuple(feed.key.split("."))
-        self._clock = clock
         self._now = now
-        self._free_at = float("-inf")
 
     @property
-    def start(self) -> SinceTime | SinceRevision | None:
+    def start(self) -> Live | None:
         match self._feed.changes:
             case ByTime():
                 return SinceTime(bound=OLDEST)
+            case ByKeyset():
+                return SinceKeyset(bound=OLDEST)
             case ByRevision():
                 return SinceRevision()
+            case ByToken():
+                return SinceToken()
             case None:
                 return None
 
     @property
     def reread_size(self) -> int:
-        return 0 if self._feed.reread is None else self._feed.reread.size
+        how = self._feed.reread
+        return 0 if how is None else 1 if how.is_single else how.size
 
     @property
     def absence_decides(self) -> bool:
         return False
 
+    def closed_s(self) -> float:
+        """How long nothing may be asked now: it is closed, or asked us to wait."""
+        return self.gate.closed_s()
+
     async def fetch(self, position: Position, mark: str = "") -> Page:
-        page = None if isinstance(position, SinceRevision) else position.page
-        params = [*self._bound_params(position), *self._page_params(page)]
-        reply = await self._get(self._feed.path, params)
-        rows = self._rows(reply.document)
-        step = self._step(position, self._answer(reply, rows, page))
-        return Page(
-            rows=rows,
-            following=step.following,
-            has_more=step.has_more,
-            served_at=reply.served_at,
-            as_of=step.as_of,
-            doubt=step.doubt,
-        )
+        since = self._since(position)
+        try:
+            if self._feed.read is not None:
+                return await self._read(position, since)
+            if self._feed.parent is not None and isinstance(position, FullWalk):
+                return await self._family(position)
+            return await self._list(position, since)
+        except Odd as error:
+            raise Transient(f"{self._declared.name}: {error}") from error
 
     async def reread(self, keys: Sequence[str]) -> Page:
         how = self._feed.reread
-        if how is None or not 0 < len(keys) <= how.size:
+        if how is None or not 0 < len(keys) <= self.reread_size:
             raise ValueError(f"{self._declared.name}: cannot re-read {len(keys)} keys")
-        values = keys if how.separator is None else [how.separator.join(keys)]
-        params = [(how.param, value) for value in values]
-        reply = await self._get(how.path, params)
-        rows = self._rows(reply.document)
+        path = how.path
+        params: Params = []
+        if how.is_single:
+            path = path.replace("{key}", quote(keys[0], safe=""))
+        else:
+            values = keys if how.separator is None else [how.separator.join(keys)]
+            params = [(how.param, value) for value in values]
+        reply = await self._wire.get(path, params, answers=_ABSENT if how.is_single else ())
+        try:
+            rows = () if reply.status in _ABSENT else self._rows(reply.document, how.rows)
+        except Odd as error:
+            raise Transient(f"{self._declared.name}: {error}") from error
         return Page(rows=rows, following=FullWalk(), has_more=False, served_at=reply.served_at)
 
-    def _bound_params(self, position: Position) -> list[tuple[str, str]]:
+    # ---------------------------------------------------------------- the ordinary list
+
+    async def _list(self, position: Position, since: Params) -> Page:
+        feed = self._feed
+        # Changes by keyset or token page by their own parameters.
+        by_page = not isinstance(position, SinceKeyset | SinceToken)
+        page = position.page if isinstance(position, FullWalk | SinceTime) else None
+        url = pages.address(feed.paging, page) if by_page else None
+        params = [] if url is not None else [*since, *self._page_params(position, page)]
+        reply = await self._ask(url or feed.path, params, position)
+        if reply.status in _TOKEN_GONE:
+            return Page(rows=(), following=SinceToken(), has_more=True, served_at=reply.served_at, doubt=True)
+        rows = self._rows(reply.document, None)
+        return self._page(position, reply, rows, self._following(position, reply, rows, page))
+
+    async def _ask(self, path: str, params: Params, position: Position) -> Reply:
+        has_expired = isinstance(position, SinceToken) and position.token is not None
+        try:
+            return await self._wire.get(
+                path, params, urgent=self._is_urgent(position), answers=(400, 410) if has_expired else ()
+            )
+        except Refused as error:
+            # Page tokens expire, and the walk starts over: nothing that a person must mend.
+            if isinstance(self._feed.paging, PageToken | NextLink | LinkHeader) and _names_page(position):
+                raise Transient(str(error), retry_after_s=error.retry_after_s) from error
+            raise
+
+    def _page_params(self, position: Position, page: PageRef) -> Params:
+        paging = self._feed.paging
+        if isinstance(position, SinceKeyset | SinceToken):
+            return [] if paging.size_param is None else [(paging.size_param, str(paging.size))]
+        return pages.page_params(paging, page)
+
+    def _since(self, position: Position) -> Params:
         match position, self._feed.changes:
             case FullWalk(), _:
                 return []
             case SinceTime(bound=bound), ByTime() as rule:
                 return [(rule.param, as_text(bound, rule))]
-            case SinceRevision(at=at), ByRevision() as by_revision:
-                return [(by_revision.param, str(at))]
+            case SinceKeyset() as at, ByKeyset() as keyset:
+                bound, key = (at.bound, at.key) if at.at is None else (at.at, at.at_key)
+                return [(keyset.time_param, as_text(bound, keyset)), (keyset.key_param, key)]
+            case SinceRevision(at=reached), ByRevision() as by_revision:
+                return [(by_revision.param, str(reached))]
+            case SinceToken(token=token), ByToken() as by_token:
+                return [] if token is None else [(by_token.param, token)]
         # The bubble changed its way of asking since the cursor was written.
-        raise Refused(f"source {self._declared.name!r}: its cursor is of another kind; delete the cursor's item")
+        name = self._declared.name
+        raise Refused(f"source {name!r}: its cursor is of another kind; delete the cursor's item")
 
-    def _page_params(self, page: PageRef) -> list[tuple[str, str]]:
-        paging = self._feed.paging
-        first: PageRef = 1 if isinstance(paging, PageNumber) else 0 if isinstance(paging, Offset) else None
-        asked = first if page is None else page
-        params = [] if asked is None else [(paging.param, str(asked))]
-        return params if paging.size_param is None else [*params, (paging.size_param, str(paging.size))]
+    def _following(self, position: Position, reply: Reply, rows: Sequence[RawRow], page: PageRef) -> Following:
+        if isinstance(position, SinceToken) and isinstance(self._feed.changes, ByToken):
+            token = dig(reply.document, tuple(self._feed.changes.next.split(".")))
+            return Following(None if token in (None, "") else str(token))
+        if isinstance(position, SinceKeyset):
+            return Following(None)
+        last = position.last if isinstance(position, FullWalk) else None
+        return pages.following(self._feed.paging, self._shown(reply, rows, self._key_path), page, last)
 
-    def _step(self, position: Position, answer: Answer) -> Step:
+    def _page(self, position: Position, reply: Reply, rows: tuple[RawRow, ...], following: Following) -> Page:
+        answer = self._answer(reply, rows, following)
+        step = self._step(position, answer, reply, rows)
+        newest = max((each for each in answer.revisions if each is not None), default=None)
+        return _as_page(rows, step, reply, newest)
+
+    def _step(self, position: Position, answer: Answer, reply: Reply, rows: Sequence[RawRow]) -> Step:
         safety_s = self._declared.safety_s
         match position, self._feed.changes:
-            case SinceTime(), ByTime(zone=zone):
-                return after_time(position, answer, safety_s, ZoneInfo(zone))
+            case SinceTime(), ByTime() as rule:
+                return walk.after_time(position, answer, safety_s, ZoneInfo(rule.zone), grain(rule))
+            case SinceKeyset(), ByKeyset() as rule:
+                return walk.after_keyset(position, answer, safety_s, ZoneInfo(rule.zone), grain(rule))
+            case SinceToken(), ByToken(more=where):
+                more = bool(rows) if where is None else dig(reply.document, tuple(where.split("."))) is True
+                return walk.after_token(position, answer, safety_s, has_more=more)
             case SinceRevision(), _:
-                return after_revision(position, answer, safety_s)
+                return walk.after_revision(position, answer, safety_s)
             case FullWalk(), _:
-                return after_full(position, answer, safety_s)
-        raise AssertionError("unreachable: _bound_params refused it")
+                return walk.after_full(position, answer, safety_s)
+        raise AssertionError("unreachable: _since refused it")
 
-    def _answer(self, reply: _Reply, rows: Sequence[RawRow], page: PageRef) -> Answer:
-        paging, changes = self._feed.paging, self._feed.changes
-        total = None
-        if isinstance(paging, PageNumber | Offset) and paging.total is not None:
-            total = _whole(dig(reply.document, tuple(paging.total.split("."))))
+    def _answer(self, reply: Reply, rows: Sequence[RawRow], following: Following) -> Answer:
+        changes = self._feed.changes
         times: list[datetime | None] = []
         revisions: list[int | None] = []
-        if isinstance(changes, ByTime):
+        if isinstance(changes, ByTime | ByKeyset):
             path = tuple(changes.column.split("."))
             times = [wall_clock(dig(row, path), changes) for row in rows]
         elif isinstance(changes, ByRevision):
             path = tuple(changes.column.split("."))
-            revisions = [_whole(dig(row, path)) for row in rows]
+            revisions = [whole(dig(row, path)) for row in rows]
         keys = [raw_key(row, self._key_path) for row in rows]
-        next_page = self._next_page(reply.document, len(rows), page)
-        return Answer(keys, next_page, total, reply.asked_at, reply.served_at, times, revisions)
-
-    def _next_page(self, document: object, rows: int, page: PageRef) -> PageRef:
-        paging = self._feed.paging
-        if isinstance(paging, PageNumber):
-            pages = _whole(dig(document, tuple(paging.pages.split("."))))
-            if pages is None:
-                raise self._odd(f"no number of pages at {paging.pages!r}")
-            number = 1 if page is None else int(page)
-            return number + 1 if rows and number < pages else None
-        following = dig(document, tuple(paging.next.split(".")))
-        if following is None or following == "" or following is False:
-            return None
-        if isinstance(paging, PageToken):
-            return str(following)
-        offset = _whole(following)
-        if offset is None or offset <= int(page or 0):
-            raise self._odd(f"the next offset at {paging.next!r} is {following!r}")
-        return offset if rows else None
-
-    def _rows(self, document: object) -> tuple[RawRow, ...]:
-        feed = self._feed
-        rows = dig(document, tuple(feed.rows.split(".")))
-        if not isinstance(rows, list):
-            raise self._odd(f"no list of rows at {feed.rows!r}")
-        if feed.columns is None:
-            # A row of another form goes to quarantine with the rest of what cannot be read.
-            return tuple(row if isinstance(row, dict) else {"row": row} for row in rows)
-        names = dig(document, tuple(feed.columns.split(".")))
-        if not isinstance(names, list):
-            raise self._odd(f"no list of column names at {feed.columns!r}")
-        return tuple(
-            dict(zip(map(str, names), row, strict=True))
-            if isinstance(row, list) and len(row) == len(names)
-            else {"row": row}
-            for row in rows
+        return Answer(
+            keys, following.page, following.total, reply.asked_at, reply.served_at, times, revisions, following.moved
         )
 
-    async def _get(self, path: str, params: list[tuple[str, str]]) -> _Reply:
-        await self._pace()
-        sent = self._clock()
-        status = "broken"
+    def _rows(self, document: object, where: str | None) -> tuple[RawRow, ...]:
+        """Raises Odd."""
+        feed = self._feed
+        if where == "":
+            return as_rows(document if isinstance(document, list) else [document])
+        found = rows_at(document, feed.rows if where is None else where, feed.inherit, lone=feed.body == "xml")
+        if feed.columns is None:
+            return as_rows(found)
+        return as_rows(found, dig(document, tuple(feed.columns.split("."))) or ())
+
+    def _shown(self, reply: Reply, rows: Sequence[RawRow], key_path: tuple[str, ...]) -> Shown:
+        return Shown(reply.document, [raw_key(row, key_path) for row in rows], reply.link)
+
+    def _is_urgent(self, position: Position) -> bool:
+        """Live changes go before backfills and sweeps."""
+        match position:
+            case SinceTime(bound=bound) | SinceKeyset(bound=bound):
+                return bound > self._now().replace(tzinfo=None) - _OLD
+            case SinceRevision(loaded=loaded):
+                return loaded
+            case SinceToken(token=token):
+                return token is not None
+            case _:
+                return False
+
+    # ---------------------------------------------------------------- parents and children
+
+    async def _family(self, at: FullWalk) -> Page:
+        """One page of parents, or one page of the children of one of them."""
+        feed, parent = self._feed, self._feed.parent
+        assert parent is not None
+        safety_s = self._declared.safety_s
+        if not at.parents:
+            reply = await self._get_page(parent.path, parent.paging, at.parent_page)
+            found = as_rows(rows_at(reply.document, parent.rows, {}, lone=feed.body == "xml"))
+            key_path = tuple(parent.key.split("."))
+            following = pages.following(parent.paging, self._shown(reply, found, key_path), at.parent_page, None)
+            families = [ParentRow(str(key), _inherited(row, parent.inherit)) for row in found
+                        if (key := raw_key(row, key_path)) is not None]  # fmt: skip
+            step = walk.after_parents(at, families, self._answer(reply, (), following), safety_s)
+            return _as_page((), step, reply)
+        family = at.parents[0]
+        path = feed.path.replace("{parent}", quote(family.key, safe=""))
+        reply = await self._get_page(path, feed.paging, at.page, answers=_ABSENT)
+        if reply.status in _ABSENT:
+            # The parent went away meanwhile, and its children with it.
+            return _as_page((), walk.after_children(at, self._answer(reply, (), Following(None)), safety_s), reply)
+        rows = tuple({**row, **family.inherited} for row in self._rows(reply.document, None))
+        following = pages.following(feed.paging, self._shown(reply, rows, self._key_path), at.page, at.last)
+        return _as_page(rows, walk.after_children(at, self._answer(reply, rows, following), safety_s), reply)
+
+    async def _get_page(self, path: str, paging: Paging, page: PageRef, answers: Sequence[int] = ()) -> Reply:
+        url = pages.address(paging, page)
+        params = [] if url is not None else pages.page_params(paging, page)
+        return await self._wire.get(url or path, params, urgent=False, answers=answers)
+
+    # ---------------------------------------------------------------- a source in Python
+
+    async def _read(self, position: Position, since: Params) -> Page:
+        """The same walks over what a function of the bubble makes of its own requests."""
+        read = self._feed.read
+        assert read is not None
+        replies: list[Reply] = []
+
+        async def get(path: str, params: Mapping[str, str] | None = None) -> Any:
+            reply = await self._wire.get(path, list((params or {}).items()), urgent=self._is_urgent(position))
+            replies.append(reply)
+            return reply.document
+
+        page = position.page if isinstance(position, FullWalk | SinceTime) else None
         try:
-            async with self._session.get(
-                self._url + path,
-                params=params,
-                headers=self._headers,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=self._feed.timeout_s),
-            ) as response:
-                elapsed_s = self._clock() - sent
-                status = str(response.status)
-                self._refuse(response)
-                body = await self._body(response)
-                served_at = self._date(response)
-        except TimeoutError as error:
-            status = "timeout"
-            raise Transient(f"{self._declared.name}: no answer in {self._feed.timeout_s} s") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Transient(f"{self._declared.name}: {type(error).__name__}: {error}") from error
-        finally:
-            telemetry.POLLER_REQUEST_SECONDS.labels(self._declared.name, status).observe(self._clock() - sent)
-        # The answer's date is taken after the rows were read; when it was asked is the safe side.
-        return _Reply(self._document(body), served_at - timedelta(seconds=elapsed_s), served_at)
-
-    async def _pace(self) -> None:
-        """Keeps to the request budget: evenly spaced, nothing saved up."""
-        now = self._clock()
-        wait_s = self._free_at - now
-        self._free_at = max(now, self._free_at) + 1 / self._feed.requests_per_s
-        if wait_s > 0:
-            await asyncio.sleep(wait_s)
-
-    def _refuse(self, response: aiohttp.ClientResponse) -> None:
-        status, name = response.status, self._declared.name
-        if 200 <= status < 300:
-            return
-        wish = retry_after.seconds(response.headers.get("Retry-After"), self._now())
-        is_token_gone = isinstance(self._feed.paging, PageToken) and status in _TOKEN_GONE
-        if status in _PASSING or status >= 500 or status < 400 or is_token_gone:
-            raise Transient(f"{name}: the back office answered {status}", retry_after_s=wish)
-        remedy = "check its credentials" if status in (401, 403) else "check the path and parameters of its declaration"
-        raise Refused(f"source {name!r}: {response.url.path} answered {status}; {remedy}", retry_after_s=wish)
-
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        async for part in response.content.iter_chunked(256 * 1024):
-            size += len(part)
-            if size > _MOST_ANSWER_BYTES:
-                raise self._odd(f"its answer is larger than {_MOST_ANSWER_BYTES} bytes; ask for smaller pages")
-            parts.append(part)
-        body = b"".join(parts)
-        charset = (response.charset or "utf-8").lower()
-        if charset in ("utf-8", "utf8"):
-            return body
-        try:
-            return body.decode(charset).encode()
-        except (LookupError, UnicodeDecodeError) as error:
-            raise self._odd(f"its answer is not in {charset}: {error}") from error
-
-    def _date(self, response: aiohttp.ClientResponse) -> datetime:
-        """The back office's own time; ours when it does not say, which the safety time must then cover."""
-        try:
-            at = parsedate_to_datetime(response.headers["Date"])
-        except (KeyError, ValueError):
-            return self._now()
-        return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-
-    def _document(self, body: bytes) -> object:
-        try:
-            document: object = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise self._odd(f"its answer is not JSON: {error}") from error
-        except RecursionError as error:
-            raise self._odd("its answer nests too deep") from error
-        return document
-
-    def _odd(self, what: str) -> Transient:
-        return Transient(f"{self._declared.name}: {what}")
+            found = await read(get, Ask(page=page, since=since[0][1] if since else None))
+            rows = as_rows(list(found.rows))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise Odd(f"its read function gave up: {type(error).__name__}: {error}") from error
+        if not replies:
+            raise Odd("its read function answered without asking the back office")
+        # What was asked first is the oldest that any of the rows can be.
+        reply = Reply(None, replies[0].asked_at, replies[0].served_at)
+        return self._page(position, reply, rows, Following(found.next))
 
 
-def _value(source: str, env: Env, environ: Mapping[str, str]) -> str:
-    value = environ.get(env.name) or env.default
-    if not value:
-        raise Fatal(f"source {source!r}: the environment variable {env.name} is missing")
-    return value
+def _names_page(position: Position) -> bool:
+    return isinstance(position, FullWalk | SinceTime) and position.page is not None
 
 
-def _whole(value: object) -> int | None:
-    """An integer, also one written as text."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-        return int(value)
-    return None
+def _inherited(row: RawRow, inherit: Mapping[str, str]) -> dict[str, Any]:
+    return {name: dig(row, tuple(where.split("."))) for name, where in inherit.items()}
+
+
+def _as_page(rows: tuple[RawRow, ...], step: Step, reply: Reply, newest: int | None = None) -> Page:
+    return Page(
+        rows=rows,
+        following=step.following,
+        has_more=step.has_more,
+        served_at=reply.served_at,
+        as_of=step.as_of,
+        doubt=step.doubt,
+        newest=newest,
+    )

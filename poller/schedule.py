@@ -49,6 +49,11 @@ def next_step(agenda: Agenda, now: float) -> Next:
     return Next(Kind.WAIT, min(agenda.poll_at, agenda.sweep_at) - now)
 
 
+def paced_s(interval_s: float, most_s: float | None, quiet: int) -> float:
+    """The pause between two polls: the interval while changes come, half as long again after each quiet poll."""
+    return interval_s if most_s is None else min(max(interval_s, most_s), interval_s * 1.5 ** min(quiet, 60))
+
+
 def back_off_s(attempt: int, retry_after_s: float | None, base_s: float, most_s: float, dice: float) -> float:
     """How long to wait after failure number `attempt` (from 1). `dice` is from 0 to 1: full jitter.
 

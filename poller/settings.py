@@ -20,6 +20,31 @@ class PublishSettings(Struct, frozen=True, kw_only=True):
     retry_most_s: Annotated[
         float, Meta(gt=0, description="the most that wait becomes: a shard refills each second")
     ] = 2.0
+    parallel_calls: Annotated[
+        int, Meta(ge=1, le=64, description="calls under way, all sources together; memory is this times call_bytes")
+    ] = 4
+    shard_records_per_s: Annotated[
+        float, Meta(gt=0, description="what this process may send a shard; Kinesis takes 1,000 from all of them")
+    ] = 1_000.0
+    shard_bytes_per_s: Annotated[
+        float, Meta(ge=1_048_576, description="the same in bytes; Kinesis takes 1 MiB/s from all of them")
+    ] = 1_048_576.0
+    aggregate: Annotated[
+        bool, Meta(description="pack events into KPL aggregates; for many small events to few shards")
+    ] = False
+    aggregate_bytes: Annotated[
+        int, Meta(ge=1_024, le=1_000_000, description="size of an aggregate, at most; KPL's default")
+    ] = 51_200
+    claim_bucket: Annotated[
+        str | None,
+        Meta(
+            extra={"env": f"{PREFIX}_CLAIM_BUCKET"},
+            description="S3 bucket for events too large for the stream; unset: they are quarantined",
+        ),
+    ] = None
+    claim_most_bytes: Annotated[
+        int, Meta(ge=1_000_000, description="the largest event that is carried so; workers hold some in memory")
+    ] = 16_000_000
     shards_refresh_s: Annotated[
         float, Meta(gt=0, description="age of the shard list; a reshard is noticed earlier by its effects")
     ] = 10.0
@@ -49,10 +74,37 @@ class LoopSettings(Struct, frozen=True, kw_only=True):
     clock_ahead_most_s: Annotated[
         float, Meta(ge=0, description="how far the back office's clock may be ahead of ours and be believed")
     ] = 5.0
+    sweep_kept_s: Annotated[
+        float,
+        Meta(gt=0, description="how often a walk's progress is kept for whoever goes on with it; writes the snapshot"),
+    ] = 60.0
     journals_most: Annotated[
         int, Meta(ge=1, description="journals after the snapshot before it is written anew, sweep or no sweep")
     ] = 1000
     tombstones: Annotated[int, Meta(ge=1, le=500, description="deletions published in one step")] = 200
+
+
+class DropSettings(Struct, frozen=True, kw_only=True):
+    """How dropped files are read."""
+
+    most_bytes: Annotated[
+        int, Meta(ge=1, description="a larger file, as it lies in the bucket, is refused; the local disk must hold one")
+    ] = 10_000_000_000
+    page_rows: Annotated[
+        int, Meta(ge=1, le=100_000, description="rows judged and committed together; held in memory")
+    ] = 2_000
+    folder: Annotated[str | None, Meta(description="where the file in hand is kept; unset: the system's own place")] = (
+        None
+    )
+
+
+class SignalSettings(Struct, frozen=True, kw_only=True):
+    """How often a source looks for what people ask, and says where it stands."""
+
+    interval_s: Annotated[
+        float, Meta(gt=0, description="between two looks: how soon a signal is heeded; one small query each")
+    ] = 2.0
+    state_s: Annotated[float, Meta(gt=0, description="how often an unchanged state is said again")] = 20.0
 
 
 class PollerSettings(Struct, frozen=True, kw_only=True):
@@ -75,7 +127,16 @@ class PollerSettings(Struct, frozen=True, kw_only=True):
     sources: Annotated[
         tuple[str, ...], Meta(description="poll only these sources of the bubble; unset: all of them")
     ] = ()
+    archive_bucket: Annotated[
+        str | None,
+        Meta(description="S3 bucket that keeps raw rows, for `tidegate sources retranslate`; unset: they are not kept"),
+    ] = None
+    source_table: Annotated[
+        str, Meta(description="DynamoDB table of what is remembered and asked of each source, beside its cursor")
+    ] = "tidegate-sources"
     loop: LoopSettings = LoopSettings()
+    drops: DropSettings = DropSettings()
+    signals: SignalSettings = SignalSettings()
     publish: PublishSettings = PublishSettings()
     leases: LeaseSettings = LeaseSettings()
     aws: AwsSettings = AwsSettings()

@@ -1,7 +1,7 @@
-"""What we know of every key: the index, and the rules by which a row is new, known, doubtful or gone.  (pure)
+"""What we know of a key: its entry in the index (`poller.index`), and what a row makes of it.  (pure)
 
-One entry a key. It says what was published last (its version), of which raw row (its fingerprint), and whether
-the publishing is certain. The rules of `judge`:
+One entry a key. It says what was published last (its version), of which raw row (its fingerprint), and whether the
+publishing is certain. The rules of `judge`, by which a row is new, known, doubtful or gone:
 
     no entry                                        publish, generation 0
     the same raw row, translated as now             known: nothing to publish
@@ -18,7 +18,7 @@ version, and the same event id; so is the same tombstone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Mapping
 from enum import IntEnum
 
 import msgspec
@@ -128,54 +128,6 @@ def doubtful(known: Entry | None, journaled: Entry) -> Entry:
 def deletion_limit(live: int, rows: int, percent: int) -> int:
     """How many rows one sweep may delete without a person's word."""
     return max(rows, live * percent // 100)
-
-
-class Index:
-    """Key → entry of one source, in memory. Changes come only from what was journaled and published."""
-
-    def __init__(self, entries: Mapping[str, Entry] | None = None) -> None:
-        self._entries: dict[str, Entry] = dict(entries or {})
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: str) -> Entry | None:
-        return self._entries.get(key)
-
-    def apply(self, changes: Mapping[str, Entry]) -> None:
-        self._entries.update(changes)
-
-    def drop(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            self._entries.pop(key, None)
-
-    def doubt(self) -> None:
-        """Every entry is unsure from here on."""
-        self._entries = {key: replace(entry, unsure=True) for key, entry in self._entries.items()}
-
-    def is_living(self, key: str) -> bool:
-        """Whether the key is known and not gone."""
-        entry = self._entries.get(key)
-        return entry is not None and entry.state is not State.GONE
-
-    def entries(self) -> Mapping[str, Entry]:
-        return self._entries
-
-    def live_count(self) -> int:
-        return sum(entry.state is not State.GONE for entry in self._entries.values())
-
-    def is_behind(self, translation: int) -> bool:
-        """Whether any row was published by an older translation."""
-        return any(e.translation < translation and e.state is not State.GONE for e in self._entries.values())
-
-    def unsure(self) -> list[str]:
-        return [key for key, entry in self._entries.items() if entry.unsure]
-
-    def missing(self, seen: Set[str]) -> Iterator[str]:
-        """Keys that a full walk should have shown and did not."""
-        for key, entry in self._entries.items():
-            if (entry.state is not State.GONE or entry.unsure) and key not in seen:
-                yield key
 
 
 def _published(generation: int, seen: Seen, version: int) -> Entry:

@@ -3,35 +3,53 @@
 A source never sleeps and never retries: one `fetch` is one request, so that the loop can number the requests.
 `schedule` says when, `walk` says where the next request continues.
 
-A position is plain JSON; the cursor keeps it. There are three kinds:
+A position is plain JSON; the cursor keeps it. There are six kinds:
 
     FullWalk       every row once, page by page: the initial load of a source without changes, and every sweep
     SinceTime      changes by modification time, inclusive lower bound that moves with the rows
+    SinceKeyset    changes by (modification time, key), exclusive lower bound
     SinceRevision  changes by revision, exclusive lower bound
+    SinceToken     changes by a token that only the back office understands
+    InFiles        files of changes, one after the other
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
-from tidegate.bubble import RawRow
 from tidegate.errors import Transient
+from tidegate.feeds import PageRef, RawRow
 
-PageRef = int | str | None
-"""What names a page in a request: a page number, an offset or a token; None is the first page."""
+
+class ParentRow(msgspec.Struct, frozen=True, array_like=True):
+    """A parent whose children are to be asked for, and what they get from it."""
+
+    key: str
+    inherited: dict[str, Any]
 
 
 class FullWalk(msgspec.Struct, frozen=True, kw_only=True, tag="walk", omit_defaults=True):
-    """`shrank`: rows went away while walking, so that a row may have slipped to a page already read."""
+    """A place in a walk over every row.
+
+    shrank   rows went away or moved while walking, so that a row may have slipped to a page already read
+    edge     digest of the keys of the page before this one, and `last` the last of them
+    parents  whose children are still to be asked for, of the parents' page before `parent_page`;
+             `has_parents`: there is such a page
+    """
 
     page: PageRef = None
     asked_at: datetime | None = None
     total: int | None = None
     shrank: bool = False
+    edge: str = ""
+    last: str | None = None
+    parents: tuple[ParentRow, ...] = ()
+    parent_page: PageRef = None
+    has_parents: bool = False
 
 
 class SinceTime(msgspec.Struct, frozen=True, kw_only=True, tag="time", omit_defaults=True):
@@ -66,7 +84,37 @@ class SinceRevision(msgspec.Struct, frozen=True, kw_only=True, tag="revision", o
     loaded: bool = False
 
 
-Position = FullWalk | SinceTime | SinceRevision
+class SinceKeyset(msgspec.Struct, frozen=True, kw_only=True, tag="keyset", omit_defaults=True):
+    """(`bound`, `key`) is where the next poll starts, (`at`, `at_key`) how far this one is; both exclusive.
+
+    `asked_at`: when this poll's first request was sent; None between two polls.
+    """
+
+    bound: datetime
+    key: str = ""
+    at: datetime | None = None
+    at_key: str = ""
+    asked_at: datetime | None = None
+
+
+class SinceToken(msgspec.Struct, frozen=True, kw_only=True, tag="token", omit_defaults=True):
+    """`token` is None where the feed begins; `asked_at` as in SinceKeyset."""
+
+    token: str | None = None
+    asked_at: datetime | None = None
+
+
+class InFiles(msgspec.Struct, frozen=True, kw_only=True, tag="files", omit_defaults=True):
+    """Files of changes: the one in hand ("" between two) and how many of its rows are acknowledged. `done`: all of them."""
+
+    name: str = ""
+    etag: str = ""
+    row: int = 0
+    done: bool = False
+
+
+Live = SinceTime | SinceKeyset | SinceRevision | SinceToken | InFiles
+Position = FullWalk | Live
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,8 +126,10 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     served_at  the answer's own time, aware
     as_of      everything that changed before it has been shown by this poll; None when this page proves nothing
     doubt      rows may have been missed for good here: only a sweep can tell
+    newest     the highest revision among the rows; None when they have none
     mark       names the state of a source that changes as a whole (a file's name); "" for others
     unchanged  the mark is the one the caller had: `rows` is empty and means nothing
+    stated_at  the time that the rows are of, where what is asked for later may be older (a file); None: the later, the newer
     """
 
     rows: tuple[RawRow, ...]
@@ -88,8 +138,30 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     served_at: datetime
     as_of: datetime | None = None
     doubt: bool = False
+    newest: int | None = None
     mark: str = ""
     unchanged: bool = False
+    stated_at: datetime | None = None
+
+
+class FileRow(dict[str, Any]):
+    """A raw row out of a file. `fault` is why it could not be read ("": it could); it then holds the line's text as `raw`.
+
+    Where it stands is no part of the row: the same row on another line is the same row.
+    """
+
+    __slots__ = ("fault", "file", "line")
+
+    def __init__(self, values: Iterable[tuple[str, str]], file: str, line: int, fault: str = "") -> None:
+        super().__init__(values)
+        self.file = file
+        self.line = line
+        self.fault = fault
+
+    @property
+    def origin(self) -> str:
+        """Where it stands, for people."""
+        return f"{self.file} line {self.line}"
 
 
 class Refused(Transient):
@@ -105,7 +177,7 @@ class Source(Protocol):
     """
 
     @property
-    def start(self) -> SinceTime | SinceRevision | None: ...
+    def start(self) -> Live | None: ...
 
     @property
     def reread_size(self) -> int: ...
@@ -131,7 +203,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mark    the `Page.mark` that was worked through last
     """
 
-    live: SinceTime | SinceRevision | None = None
+    live: Live | None = None
     loaded: bool = False
     doubt: bool = False
     mark: str = ""

@@ -10,21 +10,28 @@ A deletion is believed when a keyed re-read does not show the key *and* shows an
 (the canary; where a request takes one key, it is asked for right after it), or the file that is the whole truth lacks
 it, or, for want of both, when a second walk lacks it too. A walk that showed no key at all deletes nothing, and more
 deletions than the limit stop the burying, not the polling, until a person confirms. A tombstone that is unsure was
-proven before; it is published again whatever else is in doubt. Nothing here is durable: after a restart the sweep
-begins anew.
+proven before; it is published again whatever else is in doubt.
+
+How far the walk has come is remembered now and then, with who was shown (`Standing`): whoever takes the source next goes
+on from there. Rows are known there by their numbers in a snapshot of the index, so the two are written together, and only
+together are they worth anything. What was walked before is as of the walk's beginning, which is why that time is kept.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import zlib
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum, auto
 from itertools import islice
 
+import msgspec
+
 from poller.changes import Changes, Sight
-from poller.snapshot import NAMELESS, deletion_limit
-from poller.source import FullWalk
+from poller.index import Roll
+from poller.snapshot import NAMELESS, State, deletion_limit
+from poller.source import FullWalk, SinceRevision
 from poller.term import Term
 from tidegate import telemetry
 from tidegate.event import Cause, Operation
@@ -41,18 +48,43 @@ class _Phase(Enum):
     DONE = auto()
 
 
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a walk has come, over the snapshot of that name, whose `known` rows are `called` (packed) or not."""
+
+    snapshot: str
+    position: FullWalk
+    called: bytes
+    known: int
+    rows: int
+    named: int
+    suspects: tuple[str, ...]
+    newest: int | None
+    began_at: int | None
+
+
+def stood(kept: bytes, term: Term) -> Standing | None:
+    """What was remembered, if it is of the snapshot that the term began with."""
+    try:
+        standing = msgspec.msgpack.decode(kept, type=Standing)
+    except msgspec.MsgspecError:
+        # Nothing, or of another release: the walk begins anew.
+        return None
+    return standing if standing.snapshot == term.cursor.snapshot and standing.known <= term.index.rows else None
+
+
 class Sweep:
     """`suspects` are the keys that the walk before this one lacked, for sources without a keyed re-read.
 
     After the last step: `as_of` as in `Page`, `missing` the next sweep's suspects, `is_held` whether deletions were
-    stopped, `is_ignored` whether a re-read proved nothing, `is_idle` whether there was nothing new to walk.
+    stopped, `is_ignored` whether a re-read proved nothing, `is_idle` whether there was nothing new to walk, `drift` what
+    it found by kind, `newest` the highest revision, and `began_at` where polling by revision was when it began.
     """
 
     def __init__(
         self, term: Term, cause: Cause, suspects: frozenset[str] = frozenset(), *, allowed: bool = False
     ) -> None:
         self.cause = cause
-        self.seen: set[str] = set()
+        self.roll = Roll(term.index)
         self.as_of: datetime | None = None
         self.missing: frozenset[str] = frozenset()
         self.mark = term.progress.mark
@@ -61,7 +93,12 @@ class Sweep:
         self.is_idle = False
         self.rows = 0
         self.deleted = 0
+        self.published = 0
         self.nominated_count = 0
+        self.drift: Counter[str] = Counter()
+        self.newest: int | None = None
+        live = term.progress.live
+        self.began_at = live.bound if isinstance(live, SinceRevision) else None
         self._term = term
         self._suspects = suspects
         self._allowed = allowed
@@ -74,6 +111,30 @@ class Sweep:
         self._canaries: deque[str] = deque(maxlen=_CANARIES)
         self._limit = 0
         self._log = telemetry.get_logger("poller.sweep")
+
+    def standing(self) -> Standing | None:
+        """What is worth remembering, right after the index was written; None outside of a walk."""
+        term = self._term
+        if self._phase is not _Phase.WALK or not self.rows or term.index.has_dropped:
+            return None
+        called = zlib.compress(self.roll.first(term.index.rows), 1)
+        return Standing(
+            snapshot=term.cursor.snapshot, position=self._position, called=called, known=term.index.rows,
+            rows=self.rows, named=self._named, suspects=tuple(self._suspects), newest=self.newest,
+            began_at=self.began_at,
+        )  # fmt: skip
+
+    def resume(self, standing: Standing) -> None:
+        """Go on where another one stood. Rows that the snapshot lacks came later, and were shown to get here."""
+        rows = self._term.index.rows
+        later = bytes([1]) * max(0, rows - standing.known)
+        self.roll = Roll(self._term.index, zlib.decompress(standing.called) + later)
+        self._position = standing.position
+        self.rows, self._named = standing.rows, standing.named
+        self.newest, self.began_at = standing.newest, standing.began_at
+        self._suspects = frozenset(standing.suspects)
+        # Earlier than any request of this term.
+        self._first_read = 0
 
     async def step(self) -> bool:
         """One request's worth of work; True when the sweep is complete. Raises as `Source.fetch` and `Term.commit`."""
@@ -91,7 +152,7 @@ class Sweep:
     async def _walk(self) -> None:
         term = self._term
         read, page = await term.fetch(self._position, term.progress.mark)
-        self._first_read = self._first_read or read
+        self._first_read = read if self._first_read is None else self._first_read
         if page.unchanged:
             self.is_idle = True
             self._phase = _Phase.DONE
@@ -100,11 +161,12 @@ class Sweep:
         for at in range(0, len(page.rows), _SLICE):
             changes = await term.settle(page.rows[at : at + _SLICE], sight)
             await self._commit(changes)
-            self.seen |= changes.seen
+            self.roll.call(changes.seen)
             named = [name for name in changes.seen if not name.startswith(NAMELESS)]
             self._named += len(named)
             self._canaries.extend(islice((key for key in named if term.index.is_living(key)), 2))
         self.rows += len(page.rows)
+        self.newest = max((each for each in (self.newest, page.newest) if each is not None), default=None)
         # `following` is durable nowhere: a sweep that is cut off begins anew.
         self._position = page.following if isinstance(page.following, FullWalk) else FullWalk()
         if not page.has_more:
@@ -113,7 +175,13 @@ class Sweep:
 
     def _nominate(self, last: Sight) -> None:
         term = self._term
-        missing = list(term.index.missing(self.seen))
+        if not self._named and not self._allowed and term.index.live_count():
+            # An empty walk proves that something is wrong, not that all is gone.
+            self._gone = {key: last for key in self.roll.missing() if not term.index.is_living(key)}
+            self.nominated_count = term.index.live_count()
+            self._hold(self.nominated_count)
+            return
+        missing = list(self.roll.missing())
         term.index.drop([key for key in missing if key.startswith(NAMELESS)])
         missing = [key for key in missing if not key.startswith(NAMELESS)]
         living = [key for key in missing if term.index.is_living(key)]
@@ -122,18 +190,18 @@ class Sweep:
         self._limit = deletion_limit(
             term.index.live_count(), term.settings.mass_deletion_rows, term.settings.mass_deletion_percent
         )
-        if living and not self._named and not self._allowed:
-            # An empty walk proves that something is wrong, not that all is gone.
-            self._limit = 0
-            self._hold(len(living))
-        elif living and term.source.reread_size > 0:
+        if living and term.source.reread_size > 0:
             self._nominated.extend(living)
             self._phase = _Phase.CONFIRM
         elif term.source.absence_decides:
             self._gone |= dict.fromkeys(living, last)
             self._judge_mass()
+        elif self.as_of is None:
+            # Rows moved while it walked: what it lacks it may have missed.
+            self.missing = self._suspects
+            self._judge_mass()
         else:
-            first = last._replace(read=self._first_read or last.read)
+            first = last._replace(read=last.read if self._first_read is None else self._first_read)
             self._gone |= {key: first for key in living if key in self._suspects}
             self.missing = frozenset(living) - self._gone.keys()
             self._judge_mass()
@@ -223,8 +291,25 @@ class Sweep:
             changes.bury(key, sight)
 
     async def _commit(self, changes: Changes) -> None:
+        found = self._drift(changes) if self.cause is Cause.SWEEP else {}
         await self._term.commit(changes, self._term.progress)
         self.deleted += changes.counts[Operation.DELETE]
-        if self.cause is Cause.SWEEP:
-            drift = changes.labels()[Cause.SWEEP] - changes.counts[Operation.DELETE]
-            telemetry.POLLER_DRIFT.labels(self._term.name).inc(drift)
+        self.published += len(changes.records)
+        for kind, count in found.items():
+            self.drift[kind] += count
+            telemetry.POLLER_DRIFT.labels(self._term.name, kind).inc(count)
+
+    def _drift(self, changes: Changes) -> Counter[str]:
+        """What polls for changes have not shown, by what it is. Rows that are only unsure are none of it."""
+        index, kinds = self._term.index, Counter[str]()
+        for key, entry in changes.entries.items():
+            before = index.get(key)
+            if before is not None and before.unsure:
+                continue
+            if entry.state is State.GONE:
+                kinds["deleted"] += 1
+            elif before is None or before.state is State.GONE:
+                kinds["missed"] += 1
+            elif before.fingerprint != entry.fingerprint:
+                kinds["changed"] += 1
+        return kinds

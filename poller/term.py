@@ -10,19 +10,21 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
+from poller.archive import Archive
 from poller.changes import QUARANTINE, Changes, Sight, distinct
 from poller.cursor_store import CursorStore
+from poller.index import Index
 from poller.index_store import IndexStore, number_of
 from poller.publisher import Publisher
 from poller.schedule import back_off_s
 from poller.settings import LoopSettings
-from poller.snapshot import Index, doubtful
+from poller.snapshot import doubtful
 from poller.source import Cursor, Page, Position, Progress, Refused, Source
 from poller.translate import Reading, raw_key
 from tidegate import telemetry
@@ -33,6 +35,7 @@ from tidegate.event import Cause, Operation
 T = TypeVar("T")
 
 _MANY_ROWS = 500
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Stores(NamedTuple):
@@ -41,10 +44,13 @@ class Stores(NamedTuple):
     cursors: CursorStore
     indexes: IndexStore
     publisher: Publisher
+    archive: Archive | None = None
 
 
 class Term:
     """`check` raises Superseded when the lease is gone; `stop` asks to finish what is in hand.
+
+    `failing` is what the last request failed for, "" when it did not.
 
     `wall` is our own time in seconds since 1970.
     """
@@ -70,6 +76,7 @@ class Term:
         self.dice = dice
         self._wall = wall
         self._is_ahead = False
+        self.failing = ""
         self._stores = stores
         self._check = check
         self._cursor: Cursor | None = None
@@ -115,7 +122,7 @@ class Term:
             source=self.name,
             epoch=cursor.epoch,
             keys=len(self.index),
-            unsure=len(self.index.unsure()),
+            unsure=self.index.unsure_count(),
         )
 
     async def fetch(self, position: Position, mark: str = "") -> tuple[int, Page]:
@@ -126,11 +133,27 @@ class Term:
         read = self._next_read()
         asked_at = self._now()
         page = await self.source.fetch(position, mark)
+        self.failing = ""
         many = len(page.rows) > _MANY_ROWS
+        await self._watch(page, many)
         # As with a file's parsing: leases must be renewed meanwhile.
         rows = await asyncio.to_thread(distinct, page.rows, self.reading) if many else distinct(page.rows, self.reading)
         telemetry.POLLER_DUPLICATES.labels(self.name).inc(len(page.rows) - len(rows))
         return read, replace(page, rows=rows, as_of=self._believed(page, asked_at))
+
+    async def _watch(self, page: Page, many: bool) -> None:
+        """Compare the rows' shape with what it was. Raises Refused when that stops the source."""
+        watch = self.reading.watch
+        if watch is None:
+            return
+        for drift in await asyncio.to_thread(watch.look, page.rows) if many else watch.look(page.rows):
+            telemetry.POLLER_SHAPE_DRIFTS.labels(self.name, drift.kind).inc()
+            self._log.warning(telemetry.POLLER_SHAPE_DRIFT, source=self.name, field=drift.field, drift=drift.text)
+        if why := watch.refusal():
+            raise Refused(
+                f"source {self.name!r} is stopped, its rows changed their shape: {why}; if that is meant: "
+                f"tidegate sources resume {self.name} --accept-shape"
+            )
 
     def _believed(self, page: Page, asked_at: datetime) -> datetime | None:
         """The page's `as_of`; by our own clock when the back office's is too far ahead."""
@@ -152,15 +175,18 @@ class Term:
         return datetime.fromtimestamp(self._wall(), UTC)
 
     def sight(self, read: int, page: Page, cause: Cause, *, keyed: bool = False) -> Sight:
+        if page.stated_at is not None:
+            # A file that comes late shows what was, not what is.
+            return Sight(self.cursor.epoch, read, cause, page.served_at, False, _micros(page.stated_at))
         # Who cannot be asked by key is believed when a later request shows the row.
         keyed = keyed or self.source.reread_size == 0
         return Sight(self.cursor.epoch, read, cause, page.served_at, keyed)
 
     def changes(self) -> Changes:
         """An empty collection for the rows of one step."""
-        return Changes(self.index, self.reading)
+        return Changes(self.index, self.reading, self._stores.publisher.most_record_bytes)
 
-    async def settle(self, rows: Iterable[RawRow], sight: Sight) -> Changes:
+    async def settle(self, rows: Sequence[RawRow], sight: Sight) -> Changes:
         """Judge rows, asking again by key for those that only that can decide. Raises as `Source.reread`."""
         changes = self.changes()
         self._see(changes, rows, sight)
@@ -171,7 +197,7 @@ class Term:
             await self.reread(doubted[at : at + size], sight.cause, changes)
         return changes
 
-    def _see(self, changes: Changes, rows: Iterable[RawRow], sight: Sight) -> None:
+    def _see(self, changes: Changes, rows: Sequence[RawRow], sight: Sight) -> None:
         try:
             changes.see(rows, sight)
         except RecursionError as error:
@@ -201,11 +227,24 @@ class Term:
             cursor = replace(cursor, journal=cursor.journal + 1)
             stores = self._stores
             await self.insist(lambda: stores.indexes.append(self.name, cursor.journal, cursor.epoch, changes.entries))
+            archive, raws = stores.archive, list(changes.raws.values())
+            if archive is not None and raws:
+                await self.insist(lambda: archive.write(self.name, cursor.epoch, cursor.journal, raws))
             await self.insist(lambda: stores.publisher.publish(records))
         if cursor != self.cursor:
             self._cursor = await self.insist(lambda: self._stores.cursors.advance(cursor))
         self.index.apply(changes.entries)
         self._count(changes)
+
+    async def doubt(self) -> None:
+        """Every entry is unsure from here on, and a sweep must say otherwise. Raises as commit."""
+        self.index.doubt()
+        # Without its mark a file that is known already is read again.
+        await self.advance(replace(self.progress, doubt=True, mark=""))
+
+    def local_read(self) -> tuple[int, datetime]:
+        """A number among the requests, and the time, for rows that nobody was asked for. Raises Superseded."""
+        return self._next_read(), self._now()
 
     async def advance(self, progress: Progress) -> None:
         """Remember progress alone. Raises as commit."""
@@ -226,8 +265,16 @@ class Term:
         if name != cursor.snapshot:
             named = replace(cursor, snapshot=name)
             self._cursor = await self.insist(lambda: self._stores.cursors.advance(named))
-        await self.insist(lambda: indexes.clean_up(self.cursor, self._journals))
+        await self.insist(lambda: indexes.clean_up(self.cursor, self._journals, self.index))
         return bool(strange)
+
+    async def remember_sweep(self, standing: bytes) -> None:
+        """Keep how far a sweep has come, b"" for nothing worth keeping. Raises as commit."""
+        await self.insist(lambda: self._stores.indexes.save_sweep(self.name, standing))
+
+    async def remembered_sweep(self) -> bytes:
+        """What was kept last. Raises as commit."""
+        return await self.insist(lambda: self._stores.indexes.load_sweep(self.name))
 
     async def insist(self, step: Callable[[], Awaitable[T]]) -> T:
         """The same step until it is done. Raises what it raises, Transient only when asked to stop."""
@@ -249,6 +296,7 @@ class Term:
     def back_off_s(self, attempt: int, error: Transient) -> float:
         """How long to wait after this failure, which is logged."""
         settings, wish_s = self.settings, error.retry_after_s
+        self.failing = str(error)
         if isinstance(error, Refused):
             # Never at once: some systems lock an account that keeps asking.
             dice = 0.5 + 0.5 * self.dice()
@@ -277,6 +325,10 @@ class Term:
         if labels[QUARANTINE]:
             telemetry.POLLER_QUARANTINES.labels(self.name).inc(labels[QUARANTINE])
             self._log.warning(telemetry.POLLER_QUARANTINED, source=self.name, rows=labels[QUARANTINE])
+
+
+def _micros(at: datetime) -> int:
+    return max(0, (at - _EPOCH) // timedelta(microseconds=1))
 
 
 async def pause(stop: asyncio.Event, wait_s: float) -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
 
+from poller.drift import ShapeWatch
+from poller.source import FileRow
 from tidegate.bubble import CsvDrop, RawRow, Source
-from tidegate.entity import EntityShape, Kind, describe
+from tidegate.entity import Entity, EntityShape, Kind, describe
 from tidegate.errors import Rejected
 
 _FAULTS = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, RecursionError)
@@ -24,11 +27,12 @@ _MOST_KEY_CHARACTERS = 190
 
 
 class Reading(NamedTuple):
-    """How the rows of one source are read: its declaration, looked at once."""
+    """How the rows of one source are read: its declaration, looked at once. `watch`: over the shape of its rows."""
 
     source: Source
     shape: EntityShape
     key_path: tuple[str, ...]
+    watch: ShapeWatch | None = None
 
     @classmethod
     def of(cls, source: Source) -> Reading:
@@ -66,8 +70,12 @@ def translate(row: RawRow, key: str | None, reading: Reading) -> Translated:
     """The row as the front office will show it.
 
     Raises Rejected: reason `no_key`, `untranslatable` (the translator gave up) or `invalid` (what it made does not
-    fit the entity).
+    fit the entity); `unreadable` for a line of a file that is no row; `drift` for one of another shape.
     """
+    if isinstance(row, FileRow) and row.fault:
+        raise Rejected("unreadable", row.fault)
+    if reading.watch is not None and (drift := reading.watch.fault(row)):
+        raise Rejected("drift", drift)
     if key is None:
         raise Rejected("no_key", f"nothing usable as a key at {'.'.join(reading.key_path)}")
     try:
@@ -87,9 +95,8 @@ def _checked(entity: object, key: str, reading: Reading) -> Translated:
     payload: dict[str, Any] = msgspec.to_builtins(entity)
     # The class does not check its own field types when built by hand; reading it back does.
     typed = msgspec.convert(payload, cls)
-    for field in reading.shape.fields:
-        value = getattr(typed, field.name)
-        payload[field.name] = _plain(field.name, field.kind, value, payload[field.name])
+    for name, kind in _doubtful_fields(cls):
+        payload[name] = _plain(name, kind, getattr(typed, name), payload[name])
     own = str(getattr(typed, reading.shape.key.name))
     if own != key:
         raise ValueError(f"the entity's key is {own!r}, but the raw row's is {key!r}")
@@ -100,11 +107,19 @@ def _checked(entity: object, key: str, reading: Reading) -> Translated:
     return Translated(payload, max(0, version or 0), None)
 
 
+@lru_cache(maxsize=1024)
+def _doubtful_fields(cls: type[Entity]) -> tuple[tuple[str, Kind], ...]:
+    """The fields whose values may be of the right type and wrong all the same."""
+    kinds = (Kind.TIMESTAMP, Kind.FLOAT, Kind.DECIMAL, Kind.INTEGER)
+    return tuple((field.name, field.kind) for field in describe(cls).fields if field.kind in kinds)
+
+
 def _plain(name: str, kind: Kind, value: object, plain: object) -> object:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ValueError(f"{name} is {value.isoformat()}, a time without a zone")
-        return msgspec.to_builtins(value.astimezone(UTC))
+        # What is in UTC already was written so.
+        return plain if value.tzinfo is UTC else msgspec.to_builtins(value.astimezone(UTC))
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} is {value}, not a finite number")
     if kind is Kind.DECIMAL and value is not None and not value.is_finite():  # type: ignore[attr-defined]

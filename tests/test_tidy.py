@@ -100,11 +100,23 @@ def test_no_path_of_a_machine_and_no_registry() -> None:
 
 VENDORS = {
     "asyncpg": {"tidegate/database.py", "api/database.py"},
+    "joserfc": {"api/tokens.py"},
     "aiobotocore": {"tidegate/aws"},
     "botocore": {"tidegate/aws"},
-    "aiohttp": {"tidegate/aws", "tidegate/health.py", "poller/rest.py", "poller/app.py", "worker/webhook.py"},
+    "aiohttp": {
+        "tidegate/aws",
+        "tidegate/health.py",
+        "poller/rest.py",
+        "poller/trial.py",
+        "poller/wire.py",
+        "poller/app.py",
+        "poller/look.py",
+        "worker/webhook.py",
+        "api/service.py",
+    },
     "sqlalchemy": {"tidegate/tables.py", "tidegate/migrate/", "tidegate/migrations"},
     "alembic": {"tidegate/migrate/", "tidegate/migrations"},
+    "defusedxml": {"poller/bodies.py"},
     "prometheus_client": {"tidegate/telemetry.py", "tidegate/health.py"},
     "structlog": {"tidegate/telemetry.py", "tidegate/lifecycle.py"},
 }

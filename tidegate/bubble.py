@@ -9,134 +9,57 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import msgspec
 
+from tidegate.drops import CsvDrop, Stated, check_drop
+from tidegate.edge import Inbound, Scope, check_edge
 from tidegate.entity import EVERYONE, Entity, EntityShape, describe
 from tidegate.errors import BubbleError
 from tidegate.event import Cause, Operation
+from tidegate.feeds import (
+    AfterKey,
+    ApiKey,
+    Ask,
+    Basic,
+    Bearer,
+    ByKeyset,
+    ByRevision,
+    ByTime,
+    ByToken,
+    ClientCredentials,
+    Csv,
+    Env,
+    Get,
+    Header,
+    Hours,
+    LinkHeader,
+    NextLink,
+    Office,
+    Offset,
+    OnePage,
+    PageNumber,
+    PageToken,
+    Param,
+    Parent,
+    RawRow,
+    Reread,
+    Rest,
+    Rows,
+)
+from tidegate.report import Report, check_reports
 
-RawRow = Mapping[str, Any]
-"""One row as the back office gave it: column name → JSON value (text for CSV)."""
+__all__ = [
+    "AfterKey", "ApiKey", "Ask", "Basic", "Bearer", "Bubble", "ByKeyset", "ByRevision", "ByTime", "ByToken",
+    "ClientCredentials", "Csv", "CsvDrop", "Destination", "Env", "Feed", "Get", "Header", "Hours", "LinkHeader",
+    "NextLink", "Office", "Offset", "OnePage", "PageNumber", "PageToken", "Param", "Parent", "RawRow", "Reread", "Rest",
+    "Rows", "Source", "Stated", "Translator", "Viewer", "Webhook", "check", "load",
+]  # fmt: skip
 
 Translator = Callable[[Any], Entity]
 """Raw row in, entity out. Raises ValueError, KeyError or TypeError for a row it cannot translate."""
-
-
-class Env(msgspec.Struct, frozen=True):
-    """A value that the program reads from the environment when it starts. Secrets are never shown."""
-
-    name: str
-    secret: bool = False
-    default: str | None = None
-
-
-class Header(msgspec.Struct, frozen=True):
-    """A request header; `Header("Authorization", Env("KEY", secret=True), prefix="ApiKey ")`."""
-
-    name: str
-    value: Env
-    prefix: str = ""
-
-
-class PageNumber(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Pages 1, 2, 3…; `pages` is where the answer says how many there are, `total` how many rows."""
-
-    param: str
-    pages: str
-    total: str | None = None
-    size_param: str | None = None
-    size: int = 200
-
-
-class Offset(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Rows from an offset; `next` is where the answer names the next offset, null at the end."""
-
-    param: str
-    next: str
-    total: str | None = None
-    size_param: str | None = None
-    size: int = 200
-
-
-class PageToken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An opaque token; `next` is where the answer names the next one, null at the end."""
-
-    param: str
-    next: str
-    size_param: str | None = None
-    size: int = 200
-
-
-Paging = PageNumber | Offset | PageToken
-
-
-class ByTime(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Changes since a modification time: rows come ordered by `column`, from `param` on (inclusive).
-
-    format  strptime/strftime text of the times, or "iso"
-    zone    the IANA zone of times without an offset
-    """
-
-    param: str
-    column: str
-    format: str = "iso"
-    zone: str = "UTC"
-
-
-class ByRevision(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Changes since a revision: an integer `column` that rises with every change of any row, exclusive."""
-
-    param: str
-    column: str
-
-
-class Reread(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for rows by key: the judge of deletions. Keys repeat `param`, or are joined by `separator`."""
-
-    path: str
-    param: str
-    size: int = 50
-    separator: str | None = None
-
-
-class Rest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An HTTP back office.
-
-    path      where the rows are listed; without the incremental parameter it lists all of them, by key
-    rows      dotted path of the rows in the answer; rows that are arrays get their names from `columns`
-    key       dotted path of the key in a raw row
-    changes   how to ask for changes only; None: every poll is a full walk
-    reread    how to ask for rows by key; None: absence from a second full walk decides a deletion
-    """
-
-    url: Env
-    path: str
-    rows: str
-    key: str
-    paging: Paging
-    columns: str | None = None
-    changes: ByTime | ByRevision | None = None
-    reread: Reread | None = None
-    headers: tuple[Header, ...] = ()
-    timeout_s: float = 10.0
-    requests_per_s: float = 20.0
-
-
-class CsvDrop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Full extracts that a business unit drops under an S3 prefix; the newest file is the whole truth.
-
-    The files' names sort by their date. A row missing from a newer file is deleted.
-    """
-
-    bucket: Env
-    prefix: str
-    key: str
-    encoding: str = "utf-8"
-    delimiter: str = ","
-    quote: str = '"'
 
 
 Feed = Rest | CsvDrop
@@ -146,10 +69,19 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """One feed of one entity.
 
     translate         raw row → entity; `translation` is its revision, raise it when the result changes
-    poll_interval_s   pause between two polls of a quiet back office
+    poll_interval_s   pause between two polls
+    poll_most_s       what that pause grows to while nothing changes; None: it does not
+    poll_cron         when to poll instead of all the time: "*/5 6-22 * * mon-fri", by the clock of `zone`
     sweep_interval_s  pause between two full-key walks, which find deletions and silent updates
+    sweep_cron        when to sweep instead: "30 2 * * *"
+    sweep_requests_per_s  the most that a sweep asks for; None: what the back office's budget leaves
+    zone              the IANA zone of the two cron expressions
     safety_s          how long a change may take from its timestamp to being visible to a poll
+    overlap_s         how long it may take at worst: so much of the past is asked for again, twice in that time
     watermark         whether this source can say how fresh it is
+    drift             what follows when its rows have new fields, lack some, or hold something else in one: "warn",
+                      "quarantine" (rows that lack fields or hold something else) or "stop" (until a person accepts)
+    objective_s       how old its rows may be before the API says that they are stale; None: nothing is promised
     """
 
     name: str
@@ -158,9 +90,17 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     translate: Translator
     translation: int = 1
     poll_interval_s: float = 1.0
+    poll_most_s: float | None = None
+    poll_cron: str | None = None
     sweep_interval_s: float = 300.0
+    sweep_cron: str | None = None
+    sweep_requests_per_s: float | None = None
+    zone: str = "UTC"
     safety_s: float = 2.0
+    overlap_s: float = 120.0
     watermark: bool = True
+    drift: Literal["warn", "quarantine", "stop"] = "warn"
+    objective_s: float | None = None
 
 
 class Viewer(msgspec.Struct, frozen=True):
@@ -214,6 +154,9 @@ class Bubble(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[Source, ...]
     viewers: tuple[Viewer, ...] = ()
     destinations: tuple[Destination, ...] = ()
+    inbound: tuple[Inbound, ...] = ()
+    scopes: tuple[Scope, ...] = ()
+    reports: tuple[Report, ...] = ()
 
     @property
     def shapes(self) -> tuple[EntityShape, ...]:
@@ -221,6 +164,10 @@ class Bubble(msgspec.Struct, frozen=True, kw_only=True):
 
     def sources_of(self, entity: str) -> tuple[Source, ...]:
         return tuple(source for source in self.sources if describe(source.entity).name == entity)
+
+    def scopes_of(self, path: str) -> tuple[Scope, ...]:
+        """What a token needs for a path of the API."""
+        return tuple(scope for scope in self.scopes if f"{path}/".startswith(f"{scope.path}/"))
 
     @property
     def environment(self) -> tuple[Env, ...]:
@@ -236,9 +183,7 @@ class Bubble(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _feed_environment(feed: Feed) -> tuple[Env, ...]:
-    if isinstance(feed, CsvDrop):
-        return (feed.bucket,)
-    return (feed.url, *(header.value for header in feed.headers))
+    return feed.environment
 
 
 def load(path: str) -> Bubble:
@@ -281,9 +226,13 @@ def check(bubble: Bubble) -> None:
             raise BubbleError(f"{entity.__name__}: two entities are called {shape.name!r}; rename one class")
         tables[shape.table] = names[shape.name] = entity.__name__
         _check_viewers(bubble, entity, shape)
+    check_reports(bubble.reports, bubble.entities)
+    for entity in bubble.entities:
+        _check_embeds(bubble, entity)
     _check_claims(bubble)
     _check_sources(bubble)
     _check_destinations(bubble)
+    check_edge(bubble.inbound, bubble.scopes, {viewer.kind for viewer in bubble.viewers} | {EVERYONE})
 
 
 def _check_viewers(bubble: Bubble, entity: type[Entity], shape: EntityShape) -> None:
@@ -293,6 +242,27 @@ def _check_viewers(bubble: Bubble, entity: type[Entity], shape: EntityShape) -> 
             raise BubbleError(
                 f"{entity.__name__}: Reader({reader.kind!r}) is a kind of viewer that no token can name; "
                 f"add Viewer({reader.kind!r}, claim=…) to the bubble's viewers (known: {', '.join(sorted(kinds))})"
+            )
+
+
+def _check_embeds(bubble: Bubble, entity: type[Entity]) -> None:
+    shape = describe(entity)
+    others = {other.collection: other for other in bubble.shapes}
+    for embed in shape.embeds:
+        name = f"{entity.__name__}: Embed({embed.name!r})"
+        other = others.get(embed.collection)
+        if other is None:
+            raise BubbleError(f"{name}: there is no collection {embed.collection!r}; there are {', '.join(others)}")
+        fields = {field.name: field for field in other.fields}
+        if embed.by is not None and embed.by not in fields:
+            raise BubbleError(f"{name}: {other.name} has no field {embed.by!r}; its fields are {', '.join(fields)}")
+        mine, its = (
+            (shape.field(embed.field), other.key) if embed.field is not None else (shape.key, fields[embed.by or ""])
+        )
+        if mine.kind is not its.kind:
+            raise BubbleError(
+                f"{name}: {shape.name}.{mine.name} is of type {mine.kind} and {other.name}.{its.name} of {its.kind}; "
+                "they must be of one type"
             )
 
 
@@ -335,14 +305,68 @@ def _check_sources(bubble: Bubble) -> None:
             )
         fed[source.entity] = source.name
         _check_numbers(source)
+        if isinstance(source.feed, Rest):
+            _check_rest(source.name, source.feed)
+    _check_offices(bubble)
+
+
+def _check_rest(name: str, feed: Rest) -> None:
+    """What cannot be asked, or would be asked wrongly."""
+    changes, reread = feed.changes, feed.reread
+    faults = {
+        "a read function pages for itself; declare its changes ByTime, ByRevision or not at all": (
+            feed.read is not None and isinstance(changes, ByKeyset | ByToken)
+        ),
+        "children are walked parent by parent; they have no changes of their own to ask for": (
+            feed.parent is not None and changes is not None
+        ),
+        f"its path {feed.path!r} does not say where the {{parent}} goes": (
+            feed.parent is not None and "{parent}" not in feed.path
+        ),
+        "pages AfterKey come by key and changes do not; declare ByKeyset, or another paging": (
+            isinstance(changes, ByTime | ByRevision) and isinstance(feed.paging, AfterKey)
+        ),
+        "Reread needs a param for its keys, or {key} in its path": (
+            reread is not None and not reread.is_single and not reread.param
+        ),
+        "Reread's size must be at least 1": reread is not None and reread.size < 1,
+    }
+    for text, is_so in faults.items():
+        if is_so:
+            raise BubbleError(f"source {name!r}: {text}")
+
+
+def _check_offices(bubble: Bubble) -> None:
+    """One back office has one budget, whoever names it."""
+    offices: dict[str, Office] = {}
+    for source in bubble.sources:
+        if not isinstance(source.feed, Rest):
+            continue
+        office = source.feed.manners
+        known = offices.setdefault(office.name, office)
+        if known != office:
+            raise BubbleError(
+                f"source {source.name!r}: the back office {office.name!r} is declared in two ways; "
+                "make one Office(…) and name it in each of its sources"
+            )
+        if office.requests_per_s <= 0 or office.concurrency < 1 or office.failures < 1:
+            raise BubbleError(f"back office {office.name!r}: budget, concurrency and failures must be more than 0")
 
 
 def _check_numbers(source: Source) -> None:
+    if isinstance(source.feed, CsvDrop):
+        check_drop(source.name, source.feed)
     for field in ("poll_interval_s", "sweep_interval_s"):
         if getattr(source, field) <= 0:
             raise BubbleError(f"source {source.name!r}: {field} is {getattr(source, field)}; it must be more than 0")
-    if source.safety_s < 0:
-        raise BubbleError(f"source {source.name!r}: safety_s is {source.safety_s}; it must not be negative")
+    if source.objective_s is not None and (source.objective_s <= 0 or not source.watermark):
+        raise BubbleError(f"source {source.name!r}: objective_s wants a number above 0 and a source with a watermark")
+    for field in ("poll_most_s", "sweep_requests_per_s"):
+        if (value := getattr(source, field)) is not None and value <= 0:
+            raise BubbleError(f"source {source.name!r}: {field} is {value}; it must be more than 0")
+    for field in ("safety_s", "overlap_s"):
+        if getattr(source, field) < 0:
+            raise BubbleError(f"source {source.name!r}: {field} is {getattr(source, field)}; it must not be negative")
     if source.translation < 1:
         raise BubbleError(f"source {source.name!r}: translation is {source.translation}; it starts at 1")
 

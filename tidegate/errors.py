@@ -12,7 +12,7 @@
                                  → exit non-zero, let the scheduler restart
 
 Vendor errors are translated into these by the adapters (`tidegate.aws`,
-`tidegate.database`, `poller.rest`, …) and nowhere else. Anything that is none of
+`tidegate.database`, `poller.wire`, …) and nowhere else. Anything that is none of
 the four is a bug and ends the process.
 """
 

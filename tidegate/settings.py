@@ -18,7 +18,7 @@ variable counts as unset, because task definitions cannot leave one out. Units a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -29,6 +29,9 @@ from msgspec.structs import FieldInfo, fields
 from tidegate.errors import Fatal
 
 PREFIX = "TIDEGATE"
+VARIABLES = f"{PREFIX}_VARIABLES"
+"""Holds further variables: see `unpack`."""
+
 _STREAM_ARN = re.compile(r"arn:aws[a-z-]*:kinesis:[a-z0-9-]+:\d{12}:stream/[a-zA-Z0-9_.-]{1,128}")
 T = TypeVar("T", bound=Struct)
 
@@ -75,6 +78,23 @@ def read(cls: type[T], environ: Mapping[str, str]) -> T:
     if value is None:
         raise Fatal("settings: " + "; ".join(faults))
     return value
+
+
+def unpack(environ: MutableMapping[str, str]) -> None:
+    """Add the variables that TIDEGATE_VARIABLES holds, one JSON object of texts; what is set already stays as it is.
+
+    A deployment then needs one secret for all the addresses and keys of its bubble, whatever they are called. A program
+    calls it once, before it reads anything else. Raises Fatal when it is no such object; its text is not shown.
+    """
+    text = environ.get(VARIABLES, "").strip()
+    if not text:
+        return
+    try:
+        variables = msgspec.json.decode(text, type=dict[str, str])
+    except msgspec.DecodeError:
+        raise Fatal(f'{VARIABLES} is not a JSON object of texts, such as {{"PARCELS_URL": "https://…"}}') from None
+    for name, value in variables.items():
+        environ.setdefault(name, value)
 
 
 def describe(cls: type[Struct]) -> list[Variable]:

@@ -99,7 +99,8 @@ POLLER_CLOCK_AHEAD = (
     "poller_clock_ahead"  # source=…, ahead_s=…: once; watermarks go by our own clock until it is right. Mend its clock
 )
 POLLER_CLOCK_RIGHT = "poller_clock_right"  # source=…: the back office's clock is believed again
-POLLER_SWEPT = "poller_swept"  # source=…, seconds=…, rows=…, nominated=…, deleted=…: a full walk is complete
+POLLER_SWEPT = "poller_swept"  # source=…, seconds=…, rows=…, nominated=…, deleted=…, drift=…: a full walk is complete
+POLLER_REVISIONS_FELL = "poller_revisions_fell"  # source=…, bound=…, newest=…: a backup? polls go on from the newest
 POLLER_DOUBT = (
     "poller_doubt"  # source=…: rows may have slipped a walk; watermarks wait for a sweep that proves otherwise
 )
@@ -107,9 +108,27 @@ POLLER_REREAD_IGNORED = (
     "poller_reread_ignored"  # source=…, reason=…: a keyed re-read that proves nothing and deletes nothing; check Reread
 )
 POLLER_DELETIONS_STOPPED = (
-    "poller_deletions_stopped"  # source=…, gone=…, limit=… (0: an empty walk): see TIDEGATE_ALLOW_MASS_DELETION
+    "poller_deletions_stopped"  # source=…, gone=…, limit=… (0: an empty walk): see `sources sweep --help`
 )
 POLLER_QUARANTINED = "poller_quarantined"  # source=…, rows=…: rows that could not be translated; the worker files them
+POLLER_SIGNALS_UNSEEN = (
+    "poller_signals_unseen"  # source=…, error=…: the source table cannot be read or written; polling goes on
+)
+POLLER_PAUSED = "poller_paused"  # source=…, by=…, reason=…: `tidegate sources pause`; its data ages until it is resumed
+POLLER_RESUMED = "poller_resumed"  # source=…, by=…: `tidegate sources resume`
+POLLER_ERRAND_OVER = (
+    "poller_errand_over"  # source=…, verb=…, standing=…, rows=…, published=…, note=…: what a person asked for ended
+)
+POLLER_SHAPE_DRIFT = (
+    "poller_shape_drift"  # source=…, field=…, drift=…: once for each; see the source's `drift` for what follows
+)
+POLLER_FILE_TAKEN = "poller_file_taken"  # source=…, file=…, rows=…: a dropped file was looked at and will be published
+POLLER_FILE_DONE = (
+    "poller_file_done"  # source=…, file=…, fate=…, rows=…, faults=…: all of it is on the stream, or older
+)
+POLLER_FILE_REFUSED = (
+    "poller_file_refused"  # source=…, file=…, reason=…: nothing of it was published; drop it again, mended
+)
 POLLER_SHARDS_CHANGED = "poller_shards_changed"  # open=…: a reshard was noticed; watermarks go to the new shards
 
 POLLER_ROWS = Counter("tidegate_poller_rows_total", "Rows the back office showed.", ["source"])
@@ -135,8 +154,9 @@ POLLER_QUARANTINES = Counter(
 POLLER_DELETIONS = Counter("tidegate_poller_deletions_total", "Rows found gone and published so.", ["source"])
 POLLER_DRIFT = Counter(
     "tidegate_poller_drift_total",
-    "Changes that only a sweep found. Growth: the back office changes rows without moving their time or revision.",
-    ["source"],
+    "What only a sweep found, by kind. deleted: normal. changed, missed: the back office moves rows without their time "
+    "or revision, or commits later than the source's overlap_s.",
+    ["source", "kind"],
 )
 POLLER_REREADS = Counter("tidegate_poller_reread_keys_total", "Keys asked for by name.", ["source"])
 POLLER_REQUEST_SECONDS = Histogram(
@@ -159,6 +179,46 @@ POLLER_KEYS = Gauge("tidegate_poller_keys", "Keys in the index.", ["source"])
 POLLER_PUBLISH_RETRIES = Counter(
     "tidegate_poller_publish_retries_total",
     "Records sent again. Throttles are normal life; steady growth: more shards.",
+)
+POLLER_FILES = Counter(
+    "tidegate_poller_files_total",
+    "Dropped files, by fate (done, refused, superseded). Alarm on refused: what it would have changed is missing.",
+    ["source", "fate"],
+)
+POLLER_SHAPE_DRIFTS = Counter(
+    "tidegate_poller_shape_drifts_total",
+    "Fields that are new, missing, or hold something else than before, each once. Alarm: look before rows are missing.",
+    ["source", "kind"],
+)
+POLLER_ARCHIVED = Counter("tidegate_poller_archived_rows_total", "Raw rows put into the archive.", ["source"])
+POLLER_BUDGET_WAITED = Counter(
+    "tidegate_poller_budget_waited_seconds_total",
+    "Time that calls waited for their shards' write budgets. Steady growth: more shards, or aggregation.",
+)
+POLLER_MISPLACED = Counter(
+    "tidegate_poller_misplaced_total",
+    "Aggregated records sent again because a reshard had moved their key to another shard. Grows with reshards only.",
+)
+POLLER_CLAIMS = Counter(
+    "tidegate_poller_claims_total", "Events too large for the stream, carried by reference. Each costs an S3 object."
+)
+POLLER_BREAKER_OPENED = (
+    "poller_breaker_opened"  # office=…, error=…: it failed so often in a row that it is left alone; one request tries
+)
+POLLER_BREAKER_CLOSED = "poller_breaker_closed"  # office=…: it answers again
+POLLER_BUDGET_BLIND = "poller_budget_blind"  # office=…, error=…: the shared budget's table is away; slots run out
+POLLER_CLOCK_SKEW = Gauge(
+    "tidegate_poller_clock_skew_seconds",
+    "The back office's clock minus ours, by its Date header. Changes are asked for by its clock, so any constant is fine.",
+    ["source"],
+)
+POLLER_TURN_WAITED = Counter(
+    "tidegate_poller_turn_waited_seconds_total",
+    "Time that requests waited for the back office's shared budget. Growing by seconds each second: it is the bottleneck.",
+    ["office"],
+)
+POLLER_BREAKER_OPEN = Gauge(
+    "tidegate_poller_breaker_open", "1 while a back office is left alone after failures in a row.", ["office"]
 )
 POLLER_DELETIONS_HELD = Gauge(
     "tidegate_poller_deletions_held",
@@ -193,6 +253,9 @@ STREAM_GAP = (
 WRITE_FAILED = "write_failed"  # shard=…, doing=…, error=…: the database is away; reading waits, nothing is lost
 RECORDS_REJECTED = (
     "records_rejected"  # shard=…, count=…: filed in tidegate.dead_letter; their sources are incomplete meanwhile
+)
+CLAIM_MISSING = (
+    "claim_missing"  # name=…, error=…: a record kept in S3 is gone; its reference is filed. Check the lifecycle
 )
 DATABASE_BEHIND = (
     "database_behind"  # shards=…: their leases ended, but this (restored?) database did not see it; resync sources
@@ -241,11 +304,33 @@ BATCH_RECORDS = Histogram(
 )
 RECORDS_WRITTEN = Counter(
     "tidegate_records_written_total",
-    "Changes and rejected records by outcome: applied, unchanged, stale, coalesced, rejected. Alarm on rejected.",
+    "Changes and rejected records by outcome: applied, unchanged, stale, coalesced, rejected, parked. Alarm on rejected.",
     ["outcome"],
 )
 WRITES_RETRIED = Counter(
     "tidegate_writes_retried_total", "Database transactions tried again. Steady growth: look at it."
+)
+
+# Strict order: changes that wait behind a dead letter of their key.
+
+RECORDS_PARKED = (
+    "records_parked"  # shard=…, count=…: filed whole behind a dead letter of their key, for a person to close
+)
+DRAIN_HELD_UP = "drain_held_up"  # entity=…, count=…: a parked change failed in its turn; it is open, the rest waits on
+DRAIN_FAILED = "drain_failed"  # error=…: tried again; what waits is safe
+
+PARKED_OPEN = Gauge(
+    "tidegate_parked_open",
+    "Changes that wait behind a dead letter of their key. Alarm when not 0 for long; take the fleet's maximum.",
+    ["entity"],
+)
+PARKED_OLDEST_SECONDS = Gauge(
+    "tidegate_parked_oldest_seconds", "How long the first of them has waited, 0 when none does.", ["entity"]
+)
+PARKED_DRAINED = Counter(
+    "tidegate_parked_drained_total",
+    "Changes that were parked and tried in their turn, by outcome: applied, unchanged, stale, rejected.",
+    ["outcome"],
 )
 
 # The worker's outbox.
@@ -296,7 +381,7 @@ HOUSEKEEPING_FAILED = "housekeeping_failed"  # error=…: a round broke off; the
 TOMBSTONES_STAY = "tombstones_stay"  # why=…: none are deleted; reckon with the stream's retention in the settings
 
 HOUSEKEEPING_DELETED = Counter(
-    "tidegate_housekeeping_deleted_total", "Rows deleted by age, by what (tombstone, dead_letter).", ["what"]
+    "tidegate_housekeeping_deleted_total", "Rows deleted by age, by what (tombstone, dead_letter, departure).", ["what"]
 )
 HOUSEKEEPING_SECONDS = Histogram(
     "tidegate_housekeeping_seconds",
@@ -316,3 +401,16 @@ DATABASE_BACK = "database_back"  # it takes writes again
 DATABASE_UP = Gauge(
     "tidegate_database_up", "1 while the database takes writes, as /readyz says. Alarm on 0 for minutes."
 )
+
+
+# The reads as a service (`python -m api`). In Lambda, their log lines are what there is: api/log.py.
+
+API_STARTED = "api_started"  # bubble=…, port=…, health_port=…: it listens; /readyz says whether the database answers
+
+API_REQUESTS = Counter("tidegate_api_requests_total", "Requests and streams that ended, by status.", ["status"])
+API_SECONDS = Histogram(
+    "tidegate_api_request_seconds",
+    "Duration of a request; of a stream, from its beginning to its end.",
+    buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+API_STREAMS = Gauge("tidegate_api_streams", "Streams of server-sent events that are open.")

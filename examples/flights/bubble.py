@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from examples.flights import translators
-from examples.flights.entities import Airline, Airport, Flight, Plane
+from examples.flights.entities import Airline, Airport, Flight, GateNote, Plane
 from tidegate.bubble import Bubble, ByRevision, CsvDrop, Env, Header, PageToken, RawRow, Reread, Rest, Source, Viewer
+from tidegate.edge import Inbound
 from tidegate.entity import Entity
+from tidegate.report import Measure, Report
 
 _BUCKET = Env("DROPS_BUCKET")
 
@@ -31,6 +33,7 @@ bubble = Bubble(
     sources=(
         Source(
             name="flights",
+            objective_s=60,
             entity=Flight,
             translate=translators.flight,
             sweep_interval_s=15,
@@ -81,5 +84,21 @@ bubble = Bubble(
         # Carriers are the external partners; airport staff are groups of the user pool too.
         Viewer("partner", claim="cognito:groups", prefix="partner-", many=True),
         Viewer("airport", claim="cognito:groups", prefix="airport-", many=True),
+    ),
+    inbound=(Inbound(event_type="flights.gate_note", data=GateNote, senders=("partner", "airport")),),
+    reports=(
+        Report(
+            name="delays",
+            title="Delays by airport and airline",
+            entity=Flight,
+            by=("origin", "carrier"),
+            measures=(
+                Measure("flights", "count"),
+                Measure("mean_departure_delay_min", "avg", "departure_delay_min"),
+                Measure("mean_arrival_delay_min", "avg", "arrival_delay_min"),
+                Measure("worst_departure_delay_min", "max", "departure_delay_min"),
+            ),
+            filters=("origin", "destination", "status", "scheduled_departure"),
+        ),
     ),
 )

@@ -26,4 +26,5 @@ demo = Demo(
     # Every flight of the plan leaves from one of the three.
     observer=User("operations", "Operations", groups=("airport-EWR", "airport-JFK", "airport-LGA")),
     observer_sees=("flight", "airline", "airport", "plane"),
+    event={"type": "flights.gate_note", "data": {"flight": "1", "text": "boarding is late"}},
 )

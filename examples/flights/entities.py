@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from tidegate.entity import EVERYONE, Entity, Meta, Reader
+import msgspec
+
+from tidegate.entity import EVERYONE, Embed, Entity, Meta, Reader
 
 
 class Flight(Entity):
@@ -16,6 +18,13 @@ class Flight(Entity):
         key="id",
         version="revision",
         readers=(Reader("partner", ("carrier",)), Reader("airport", ("origin", "destination"))),
+        filters=("carrier", "number", "origin", "destination", "status", "scheduled_departure", "departure_delay_min"),
+        sorts=("scheduled_departure", "departure_delay_min"),
+        embeds=(
+            Embed(name="airline", collection="airlines", field="carrier"),
+            Embed(name="plane", collection="planes", field="tail_number"),
+            Embed(name="to", collection="airports", field="destination"),
+        ),
     )
     id: str
     carrier: str
@@ -66,3 +75,10 @@ class Plane(Entity):
     engines: int
     seats: int
     engine: str
+
+
+class GateNote(msgspec.Struct, forbid_unknown_fields=True):
+    """What somebody at a gate has to say about a flight."""
+
+    flight: Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
+    text: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from examples.parcels import translators
-from examples.parcels.entities import Customer, Office, Parcel
+from examples.parcels.entities import Customer, DeliveryWish, Office, Parcel
 from tidegate.bubble import Bubble, ByTime, Env, Header, Offset, PageNumber, Reread, Rest, Source, Viewer
+from tidegate.edge import Inbound
+from tidegate.report import Measure, Period, Report
 
 _PARCELS_URL = Env("PARCELS_URL")
 _PARCELS_KEY = (Header("X-Api-Key", Env("PARCELS_API_KEY", secret=True)),)
@@ -17,6 +19,7 @@ bubble = Bubble(
     sources=(
         Source(
             name="parcels",
+            objective_s=60,
             entity=Parcel,
             translate=translators.parcel,
             sweep_interval_s=15,
@@ -33,6 +36,7 @@ bubble = Bubble(
         ),
         Source(
             name="offices",
+            objective_s=60,
             entity=Office,
             translate=translators.office,
             sweep_interval_s=30,
@@ -49,6 +53,7 @@ bubble = Bubble(
         ),
         Source(
             name="customers",
+            objective_s=60,
             entity=Customer,
             translate=translators.customer,
             sweep_interval_s=15,
@@ -69,5 +74,20 @@ bubble = Bubble(
         Viewer("customer", claim="username", prefix="customer-"),
         Viewer("office", claim="cognito:groups", prefix="office-", many=True),
         Viewer("partner", claim="cognito:groups", prefix="partner-", many=True),
+    ),
+    inbound=(Inbound(event_type="parcels.delivery_wish", data=DeliveryWish, senders=("customer",)),),
+    reports=(
+        Report(
+            name="shipping-cost",
+            title="Shipping cost by office and month",
+            entity=Parcel,
+            by=("origin_office", Period("booked_at", "month", zone="Europe/Zurich")),
+            measures=(
+                Measure("parcels", "count"),
+                Measure("cost", "sum", "shipping_cost"),
+                Measure("mean_cost", "avg", "shipping_cost"),
+            ),
+            filters=("origin_office", "status", "booked_at"),
+        ),
     ),
 )

@@ -37,4 +37,5 @@ demo = Demo(
     # Every parcel goes through an office, so a clerk of all of them sees every parcel.
     observer=User("dispatcher", "Dispatcher", groups=_ALL_OFFICES),
     observer_sees=("parcel", "office"),
+    event={"type": "parcels.delivery_wish", "data": {"parcel": "P0000001", "place": "neighbour"}},
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Annotated, Literal
 
-from tidegate.entity import EVERYONE, Entity, Meta, Reader
+import msgspec
+
+from tidegate.entity import EVERYONE, Embed, Entity, Meta, Reader
 
 ParcelStatus = Literal["booked", "accepted", "in_transit", "delayed", "out_for_delivery", "delivered", "returned"]
 
@@ -22,6 +24,21 @@ class Parcel(Entity):
             Reader("customer", ("sender", "recipient")),
             Reader("office", ("origin_office", "current_office", "destination_office")),
             Reader("partner", ("partner_shop",)),
+        ),
+        filters=(
+            "status",
+            "origin_office",
+            "current_office",
+            "destination_office",
+            "express",
+            "booked_at",
+            "changed_at",
+        ),
+        sorts=("changed_at", "booked_at", "shipping_cost"),
+        embeds=(
+            Embed(name="origin", collection="offices", field="origin_office"),
+            Embed(name="current", collection="offices", field="current_office"),
+            Embed(name="destination", collection="offices", field="destination_office"),
         ),
     )
     number: str
@@ -43,7 +60,14 @@ class Parcel(Entity):
 class Office(Entity):
     """A place where parcels are taken in, sorted or handed out."""
 
-    meta = Meta(collection="offices", key="number", version="changed_at", readers=(Reader(EVERYONE),))
+    meta = Meta(
+        collection="offices",
+        key="number",
+        version="changed_at",
+        readers=(Reader(EVERYONE),),
+        filters=("city", "postal_code", "kind"),
+        sorts=("name", "city"),
+    )
     number: str
     name: str
     city: str
@@ -67,3 +91,11 @@ class Customer(Entity):
     vip: bool
     language: Literal["de", "fr", "it", "en"]
     revision: int
+
+
+class DeliveryWish(msgspec.Struct, forbid_unknown_fields=True):
+    """Where a customer wants a parcel to be left; sent from the page, handled by the back office."""
+
+    parcel: Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
+    place: Literal["door", "neighbour", "office"]
+    note: Annotated[str, msgspec.Meta(max_length=500)] = ""

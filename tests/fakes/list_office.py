@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from poller.source import PageRef
 from poller.walk import Answer
+from tidegate.feeds import PageRef
 
 
 class Row(NamedTuple):

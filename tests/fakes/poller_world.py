@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 
+from botocore.exceptions import ClientError
 from msgspec.structs import replace
 
-from poller.changes import Record
+from poller.changes import MOST_RECORD_BYTES, Record
 from poller.index_store import S3IndexStore
 from poller.loop import SourceLoop
 from poller.settings import LoopSettings
@@ -105,6 +106,7 @@ class MemoryCursors:
     def __init__(self, fate: Fate) -> None:
         self.fate = fate
         self.items: dict[str, Cursor] = {}
+        self.on_advance: Callable[[Cursor], None] = lambda cursor: None
 
     async def open(self, source: str, least_epoch: int) -> Cursor:
         ends = self.fate.before("open cursor")
@@ -119,6 +121,7 @@ class MemoryCursors:
         ends = self.fate.before("advance cursor")
         if self.items[cursor.source].revision != cursor.revision:
             raise Superseded("somebody else wrote")
+        self.on_advance(cursor)
         self.items[cursor.source] = replace(cursor, revision=cursor.revision + 1)
         if ends:
             raise Crash
@@ -140,6 +143,8 @@ class MemoryBucket:
         return {}
 
     async def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803
+        if Key not in self.objects:
+            raise ClientError({"Error": {"Code": "NoSuchKey"}}, "GetObject")
         return {"Body": _Body(self.objects[Key])}
 
     async def delete_objects(self, *, Bucket: str, Delete: Mapping[str, Any]) -> dict[str, Any]:  # noqa: N803
@@ -182,6 +187,10 @@ class Stream:
         self.quarantined: list[QuarantineRecord] = []
         self.watermarks: list[datetime] = []
         self.on_watermark: Callable[[datetime], None] = lambda as_of: None
+
+    @property
+    def most_record_bytes(self) -> int:
+        return MOST_RECORD_BYTES
 
     async def publish(self, records: Sequence[Record]) -> None:
         ends = self.fate.before("publish")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import asyncpg
 import msgspec
 
 from api import handler as api_handler
 from local.postgres import Postgres
+from tests.fakes import issuer
 from tests.integration.library_bubble import bubble
 from tidegate import migrate
 
@@ -20,7 +23,7 @@ Result = TypeVar("Result")
 
 READER_1: Mapping[str, str] = {"username": "reader-1", "token_use": "access"}
 READER_2: Mapping[str, str] = {"username": "reader-2", "token_use": "access"}
-STAFF: Mapping[str, str] = {"username": "ann", "cognito:groups": "[evening staff-north]", "token_use": "access"}
+STAFF: Mapping[str, object] = {"username": "ann", "cognito:groups": ["evening", "staff-north"], "token_use": "access"}
 NOBODY: Mapping[str, str] = {"username": "someone", "token_use": "access"}
 
 SHELF = "0b0c8b52-8a5c-4d2c-a1f4-3f0f3b1d9a10"
@@ -127,13 +130,16 @@ def get(
     path: str, claims: Mapping[str, object] | None = READER_1, *, method: str = "GET",
     query: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None,
 ) -> Reply:  # fmt: skip
-    """Through the Lambda handler, as API Gateway would."""
+    """Through the Lambda handler, as API Gateway would, with a token of these claims."""
     context: dict[str, Any] = {"http": {"method": method}, "requestId": "request-1", "stage": "$default"}
+    sent = dict(headers or {})
     if claims is not None:
-        context["authorizer"] = {"jwt": {"claims": dict(claims), "scopes": []}}
-    event = {"version": "2.0", "rawPath": path, "headers": dict(headers or {}), "requestContext": context}
+        sent["Authorization"] = f"Bearer {issuer.signed(issuer.claims(**claims))}"
+    event = {"version": "2.0", "rawPath": path, "headers": sent, "requestContext": context}
     if query:
         event["queryStringParameters"] = dict(query)
-    answer: Any = api_handler.handler(event, None)
+    # The sandbox reads its environment at its first request.
+    with mock.patch.dict(os.environ, {**issuer.environment(), "TIDEGATE_CURSOR_KEY": "k" * 32}):
+        answer: Any = api_handler.handler(event, None)
     shown = {name.lower(): value for name, value in answer["headers"].items()}
     return Reply(answer["statusCode"], shown, answer["body"])

@@ -59,7 +59,7 @@ async def test_a_customer_signs_in_sees_own_rows_and_a_change_arrives(stack: Sta
     await expect(page.locator("#age")).to_contain_text("as of")
     await expect(page.get_by_role("tab", name="Offices")).to_contain_text("40")
 
-    key = next(key for key, row in expected.items() if row["status"] != "returned")
+    key = next(key for key, row in expected.items() if row["status"] != "returned" and row["sender"] != "1001")
     await edit(stack, {"entity": "parcel", "key": key, "fields": {"status": "returned"}})
     changed = page.locator(f'#table tbody tr[data-key="{key}"]')
     await expect(changed).to_contain_text("Returned", timeout=15_000)
@@ -67,6 +67,23 @@ async def test_a_customer_signs_in_sees_own_rows_and_a_change_arrives(stack: Sta
     await changed.get_by_role("button", name=key).click()
     await expect(page.get_by_role("dialog")).to_contain_text("Returned")
     await page.keyboard.press("Escape")
+
+    # A parcel that is somebody else's now leaves the page: by what /changes tells, nothing is read anew.
+    lists = await asked_for(page, "/v1/parcels?")
+    await edit(stack, {"entity": "parcel", "key": key, "fields": {"recipient": "1002"}})
+    await expect(changed).to_have_count(0, timeout=15_000)
+    await expect(rows).to_have_count(len(expected) - 1)
+    assert await asked_for(page, "/v1/parcels?") == lists
+    assert await asked_for(page, "/v1/parcels/changes?") > 2
+
+    await outage(stack, on=True)
+    await expect(page.locator("#gauge")).to_have_attribute("data-level", "ageing", timeout=40_000)
+    await expect(rows).to_have_count(len(expected) - 1)
+    await page.get_by_role("searchbox").fill(next(other for other in expected if other != key))
+    await expect(rows).to_have_count(1)
+    await page.get_by_role("tab", name="Offices").click()
+    await expect(rows).to_have_count(40)
+    await outage(stack, on=False)
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.get_by_role("heading", name="Sign in as")).to_be_visible()
     await expect(page.locator("#desk")).to_be_hidden()
@@ -83,3 +100,16 @@ async def fresh(stack: Stack) -> None:
 async def edit(stack: Stack, change: dict[str, object]) -> None:
     async with stack.session.post(f"{stack.offices[0].url}/_sim/edit", json=change) as answer:
         assert answer.status == 200, await answer.text()
+
+
+async def outage(stack: Stack, *, on: bool) -> None:
+    for office in stack.offices:
+        async with stack.session.post(f"{office.url}/_sim/outage", json={"on": on}) as answer:
+            assert answer.status == 200, await answer.text()
+
+
+async def asked_for(page: Page, address: str) -> int:
+    """How often the page has asked for it."""
+    found = "(part) => performance.getEntriesByType('resource').filter((one) => one.name.includes(part)).length"
+    count: int = await page.evaluate(found, address)
+    return count

@@ -78,7 +78,13 @@ async def test_a_page_of_changes_by_time() -> None:
 
 
 async def test_a_full_walk_asks_for_pages_and_nothing_else() -> None:
-    handler, requests = answers({"data": {"rows": [{"key": "c"}]}, "pages": 3, "total": 5})
+    requests: list[web.Request] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        requests.append(request)
+        rows = {"2": [{"key": "c"}, {"key": "d"}], "3": [{"key": "e"}]}[request.query["page"]]
+        return web.json_response({"data": {"rows": rows}, "pages": 3, "total": 5})
+
     async with office(handler) as source:
         page = await source.fetch(FullWalk(page=2))
         assert isinstance(page.following, FullWalk)

@@ -10,8 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from poller.cursor_store import DynamoCursorStore
+from poller.index import Index
 from poller.index_store import S3IndexStore
-from poller.snapshot import Entry, Index
+from poller.snapshot import Entry
 from poller.source import Cursor, Progress, SinceTime
 from poller.times import OLDEST
 from tests.contract.kinesis_peers import Server, start_ministack
@@ -104,16 +105,17 @@ async def test_a_snapshot_replaces_journals_only_when_the_cursor_names_it(s3: An
     store = S3IndexStore(s3, "state")
     await store.append("things", 1, 7, {"a": A})
     await store.append("things", 2, 7, {"b": B})
-    name = await store.write_snapshot("things", 2, 7, Index({"a": A, "b": B}))
+    index = Index({"a": A, "b": B})
+    name = await store.write_snapshot("things", 2, 7, index)
     before = await store.load(cursor(journal=2))
     assert dict(before.index.entries()) == {"a": A, "b": B}
     leftover = await store.load(cursor(journal=2, snapshot=name))
     assert dict(leftover.index.entries()) == {"a": replace(A, unsure=True), "b": replace(B, unsure=True)}
     named = cursor(journal=2, snapshot=name)
     await store.append("things", 3, 7, {"c": C})
-    await store.clean_up(named, frozenset())
+    await store.clean_up(named, frozenset(), index)
     keys = [item["Key"] for item in (await s3.list_objects_v2(Bucket="state"))["Contents"]]
-    assert keys == ["things/journal/000000000003-7", name]
+    assert keys == ["things/journal/000000000003-7", "things/segment/000000000002-7-0", name]
     after = await store.load(replace(named, journal=3))
     assert dict(after.index.entries()) == {"a": A, "b": B, "c": C}
     assert not after.is_orphaned
@@ -132,11 +134,12 @@ async def test_without_a_cursor_everything_is_unsure_and_numbers_go_on(s3: Any) 
 async def test_a_journal_of_an_earlier_term_that_came_late_is_found_and_kept_until_then(s3: Any) -> None:
     store = S3IndexStore(s3, "state")
     await store.append("things", 1, 7, {"a": A})
-    name = await store.write_snapshot("things", 1, 7, Index({"a": A}))
+    index = Index({"a": A})
+    name = await store.write_snapshot("things", 1, 7, index)
     late = "things/journal/000000000001-6"
     await store.append("things", 1, 6, {"z": C})
     named = cursor(journal=1, snapshot=name)
-    await store.clean_up(named, frozenset())
+    await store.clean_up(named, frozenset(), index)
     assert await store.strangers(named, frozenset()) == {late: {"z": C}}
-    await store.clean_up(named, frozenset({late}))
+    await store.clean_up(named, frozenset({late}), index)
     assert await store.strangers(named, frozenset()) == {}

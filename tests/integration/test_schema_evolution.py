@@ -372,6 +372,7 @@ SAMPLES = {
     "numeric": "{n}",
     "bigint": "{n}",
     "bytea": "'\\x{n:02}'",
+    "jsonb": "'{{}}'",
     "timestamp with time zone": "now()",
 }
 

@@ -13,7 +13,7 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tidegate import access, codec, tables
+from tidegate import access, codec, tables, tracking
 from tidegate.entity import EVERYONE, Entity, Meta, Reader, describe
 from tidegate.event import (
     Cause,
@@ -124,6 +124,8 @@ async def create_tables(dsn: str) -> None:
         await connection.execute(sa.text(f"CREATE SCHEMA {tables.SCHEMA}"))
         await connection.run_sync(tables.operational.create_all)
         await connection.run_sync(tables.entity_metadata(SHAPES).create_all)
+        for shape in SHAPES:
+            await connection.exec_driver_sql(tracking.column(shape))
         for statement in (each for shape in SHAPES for each in tables.completeness(shape)):
             await connection.execute(sa.text(statement))
         await connection.execute(sa.text(access.DATA_AS_OF))

@@ -112,10 +112,10 @@ class Stack:
             "TIDEGATE_DATABASE_URL": self.postgres.dsn, **QUICK_LEASES,
         }  # fmt: skip
 
-    async def start_worker(self, *, ready_within_s: float = 20.0, **settings: str) -> Worker:
+    async def start_worker(self, *, module: str = "worker", ready_within_s: float = 20.0, **settings: str) -> Worker:
         port = free_port()
         log = self.folder / f"{self.stream}-{port}.log"
-        argv = launch.command([sys.executable, "-m", "worker"], death_signal=signal.SIGKILL)
+        argv = launch.command([sys.executable, "-m", module], death_signal=signal.SIGKILL)
         environment = {**self.environment(), "TIDEGATE_HEALTH_PORT": str(port), **settings}
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(

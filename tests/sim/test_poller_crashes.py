@@ -10,10 +10,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from poller.index_store import S3IndexStore
 from poller.loop import SourceLoop
+from poller.snapshot import Entry, State
+from poller.source import Cursor
 from tests.fakes.poller_world import PLAIN_THINGS, THINGS, Crash, World
 from tidegate.bubble import Source
 
@@ -54,6 +57,26 @@ SCRIPT: list[tuple[Act, float]] = [(bulk, 4), (some_life, 36), (deletions, 36), 
 ORDINARY = {"request", "watermark"}
 
 
+def is_never_ahead(world: World) -> Callable[[Cursor], None]:
+    """The cursor vouches for a journal only when the stream has every event that it names."""
+    vouched: set[tuple[int, int]] = set()
+
+    def check(cursor: Cursor) -> None:
+        if not cursor.journal or (cursor.journal, cursor.epoch) in vouched:
+            return
+        body = world.bucket.objects.get(f"things/journal/{cursor.journal:012d}-{cursor.epoch}")
+        if body is None:
+            # Of an earlier term, and vouched for then.
+            return
+        entries = msgspec.msgpack.decode(body, type=dict[str, Entry])
+        taken = {(event.key.key, event.version) for event in world.stream.events}
+        published = {(key, entry.version) for key, entry in entries.items() if entry.state is not State.QUARANTINED}
+        assert published <= taken, "the cursor is ahead of the stream"
+        vouched.add((cursor.journal, cursor.epoch))
+
+    return check
+
+
 async def play(world: World, *, late: bool = False) -> int:
     """The whole script; a process that ends is replaced, `late`: not before the next thing happened there.
 
@@ -61,6 +84,7 @@ async def play(world: World, *, late: bool = False) -> int:
     """
     crashes = 0
     loop: SourceLoop | None = None
+    world.cursors.on_advance = is_never_ahead(world)
     for act, seconds in SCRIPT:
         act(world)
         end = world.clock_s + seconds
@@ -78,7 +102,7 @@ async def play(world: World, *, late: bool = False) -> int:
 
 def chosen(names: list[str]) -> list[int]:
     """All calls that change something durable, and some of the many others."""
-    return [at for at, name in enumerate(names) if name not in ORDINARY or at % 9 == 0]
+    return [at for at, name in enumerate(names) if name not in ORDINARY or at % 31 == 0]
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["at-once", "late"])
@@ -112,6 +136,7 @@ async def test_many_crashes_in_a_lively_back_office(seed: int) -> None:
         assert [row for row in late if (row.key, row.content) not in published] == []
 
     world.stream.on_watermark = everything_before_was_published
+    world.cursors.on_advance = is_never_ahead(world)
     for _ in range(15):
         world.set_fate(dice.randrange(60), after=dice.random() < 0.5)
         try:
@@ -122,6 +147,16 @@ async def test_many_crashes_in_a_lively_back_office(seed: int) -> None:
     await world.spend(await world.take(), 70)
     assert world.stream.contents() == world.truth()
     assert world.stream.watermarks
+
+
+async def test_a_cursor_that_runs_ahead_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lose(*_: object) -> None:
+        return None
+
+    world = World()
+    monkeypatch.setattr(world.stream, "publish", lose)
+    with pytest.raises(AssertionError, match="ahead of the stream"):
+        await play(world)
 
 
 async def test_the_proof_can_fail_without_journals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from poller.source import FullWalk, Page, Position
 from tests.fakes.poller_world import PLAIN_THINGS, THINGS, World
 from tidegate.errors import Superseded
 from tidegate.event import Cause, Operation
@@ -205,3 +206,44 @@ async def test_a_lease_that_is_lost_stops_before_the_next_write() -> None:
     with pytest.raises(Superseded):
         await world.spend(loop, 60)
     assert len(world.fate.names) == count
+
+
+@pytest.mark.parametrize("reread_size", [4, 0])
+async def test_a_sweep_goes_on_where_another_poller_left_it(reread_size: int) -> None:
+    world = await loaded(rows=60, reread_size=reread_size)
+    world.settings = replace(world.settings, sweep_kept_s=0.01)
+    loop = await world.take()
+    await world.spend(loop, 5)
+    for key in ("K0002", "K0058"):
+        del world.office.rows[key]
+    world.fate.names.clear()
+    asked: list[int] = []
+    honest = world.source.fetch
+
+    async def fetch(position: Position, mark: str = "") -> Page:
+        if isinstance(position, FullWalk):
+            asked.append(int(position.page or 1))
+        return await honest(position, mark)
+
+    world.source.fetch = fetch  # type: ignore[method-assign]
+    while max(asked, default=0) < 7:
+        await world.spend(loop, 0.01)
+    new = world.office.create()
+    before = list(asked)
+    loop = await world.take()
+    await world.spend(loop, 6)
+    resumed = asked[len(before) :]
+    assert min(resumed[:3]) >= 6, "it does not begin anew"
+    await world.spend(loop, 40)
+    assert world.stream.contents() == world.truth()
+    assert new in world.stream.contents()
+
+
+async def test_a_sweep_that_was_over_is_not_gone_on_with() -> None:
+    world = await loaded(rows=30)
+    world.settings = replace(world.settings, sweep_kept_s=0.01)
+    await world.spend(await world.take(), 40)
+    assert world.bucket.objects["things/sweep"] == b""
+    del world.office.rows["K0002"]
+    await world.spend(await world.take(), 20)
+    assert world.stream.contents() == world.truth()

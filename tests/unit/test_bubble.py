@@ -9,7 +9,21 @@ import msgspec
 import pytest
 
 from tidegate import bubble as bubbles
-from tidegate.bubble import Bubble, Env, Header, PageNumber, Rest, Source, Viewer
+from tidegate.bubble import (
+    AfterKey,
+    Bubble,
+    ByRevision,
+    ByTime,
+    Env,
+    Header,
+    Office,
+    PageNumber,
+    Parent,
+    Reread,
+    Rest,
+    Source,
+    Viewer,
+)
 from tidegate.entity import EVERYONE, Entity, Meta, Reader
 from tidegate.errors import BubbleError
 
@@ -22,6 +36,11 @@ class Thing(Entity):
 class OtherThing(Entity):
     meta = Meta(collection="things", key="number", readers=(Reader(EVERYONE),))
     number: str
+
+
+class NamedThing(Entity):
+    meta = Meta(collection="named-things", key="name", readers=(Reader(EVERYONE),))
+    name: str
 
 
 class OwnThing(Entity):
@@ -81,6 +100,41 @@ def test_the_environment_is_named_once_and_secrets_are_marked() -> None:
 def test_a_wrong_bubble_is_refused(bubble: Bubble, text: str) -> None:
     with pytest.raises(BubbleError, match=text):
         bubbles.check(bubble)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"changes": ByTime(param="since", column="at"), "paging": AfterKey(param="after")}, "declare ByKeyset"),
+        ({"parent": Parent(path="/owners", rows="rows", key="id")}, r"does not say where the \{parent\} goes"),
+        (
+            {
+                "parent": Parent(path="/owners", rows="rows", key="id"),
+                "path": "/owners/{parent}/things",
+                "changes": ByRevision(param="since", column="rev"),
+            },
+            "no changes of their own",
+        ),
+        ({"reread": Reread(path="/by-key")}, "needs a param"),
+        ({"reread": Reread(path="/by-key", param="key", size=0)}, "at least 1"),
+        ({"office": Office(name="erp", requests_per_s=0)}, "must be more than 0"),
+    ],
+)
+def test_a_feed_that_could_not_be_asked_is_refused(changes: dict[str, Any], text: str) -> None:
+    source = rest_source()
+    wrong = rest_source(feed=msgspec.structs.replace(source.feed, **changes))
+    with pytest.raises(BubbleError, match=text):
+        bubbles.check(Bubble(name="b", entities=(Thing,), sources=(wrong,)))
+
+
+def test_one_back_office_has_one_budget() -> None:
+    feed = rest_source().feed
+    assert isinstance(feed, Rest)
+    slow = msgspec.structs.replace(feed, office=Office(name="erp", requests_per_s=1))
+    fast = msgspec.structs.replace(feed, office=Office(name="erp", requests_per_s=9), key="name")
+    both = (rest_source(feed=slow), rest_source(name="named", entity=NamedThing, feed=fast))
+    with pytest.raises(BubbleError, match="'erp' is declared in two ways"):
+        bubbles.check(Bubble(name="b", entities=(Thing, NamedThing), sources=both))
 
 
 def test_a_viewer_makes_a_reader_known() -> None:

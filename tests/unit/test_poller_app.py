@@ -12,6 +12,7 @@ from poller.app import Poller, chosen
 from poller.settings import PollerSettings
 from poller.term import Stores
 from tests.fakes.poller_world import THINGS, World
+from tests.fakes.signals import MemorySignals
 from tidegate.bubble import Bubble
 from tidegate.errors import Fatal, Superseded
 from tidegate.settings import read
@@ -53,7 +54,16 @@ async def test_publishing_again_is_done_once_in_a_process(monkeypatch: pytest.Mo
     monkeypatch.setattr(Poller, "_source", lambda self, declared: world.source)
     stores = Stores(world.cursors, term._stores.indexes, world.stream)
     async with aiohttp.ClientSession() as session:
-        poller = Poller(read(PollerSettings, ENVIRON), {"things": THINGS}, stores, session=session, s3=None, environ={})
+        poller = Poller(
+            read(PollerSettings, ENVIRON),
+            {"things": THINGS},
+            stores,
+            session=session,
+            drops=cast(Any, None),
+            environ={},
+            signals=lambda _: MemorySignals(),
+            owner="me",
+        )
         counts: list[int] = []
         for _ in range(2):
             counts.append(len(world.stream.events))

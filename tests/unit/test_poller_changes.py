@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from poller.changes import QUARANTINE, Changes, Sight, distinct
-from poller.snapshot import Entry, Index, State
+from poller.index import Index
+from poller.snapshot import Entry, State
 from poller.translate import Reading
 from tidegate import codec
 from tidegate.bubble import Env, PageNumber, RawRow, Rest, Source

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poller.index import Index, Roll
 from poller.schedule import Agenda, Kind, Next, back_off_s, next_step
-from poller.snapshot import Entry, Index, Seen, State, deletion_limit, doubtful, fingerprint, gone, is_known, judge
+from poller.snapshot import Entry, Seen, State, deletion_limit, doubtful, fingerprint, gone, is_known, judge
 from poller.times import as_text, floor, instant, wall_clock
 from tidegate.bubble import ByTime
 
@@ -74,7 +75,9 @@ def test_an_unsure_tombstone_is_missing_until_it_is_certain() -> None:
     assert tombstone is not None
     assert (tombstone.version, tombstone.state) == ((2, 50, 7, 12, 1), State.GONE)
     index = Index({"sure": tombstone, "unsure": doubtful(None, tombstone), "live": KNOWN, "seen": KNOWN})
-    assert set(index.missing({"seen"})) == {"unsure", "live"}
+    roll = Roll(index)
+    roll.call({"seen"})
+    assert set(roll.missing()) == {"unsure", "live"}
     assert gone(tombstone, 7, 13) is None
     assert gone(doubtful(None, tombstone), 7, 13) == tombstone, "the same again"
 

@@ -13,19 +13,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tidegate import __version__
-from tidegate.cli import bubbles, dead_letters, demo, erase, leases, project, simulate
+from tidegate.cli import (
+    access,
+    bubbles,
+    dead_letters,
+    demo,
+    erase,
+    estimate,
+    events,
+    explain,
+    leases,
+    logins,
+    ops,
+    outbox,
+    package,
+    project,
+    simulate,
+    sources,
+    status,
+)
 from tidegate.errors import TidegateError
+from tidegate.settings import unpack
 
 _OVERVIEW = """\
 keep a front office in step with a back office
 
   start a project      tidegate new NAME
   look before          tidegate check, tidegate schema, tidegate migrate --plan
+  who sees what?       tidegate access show --as KIND:ID
+  how is it?           tidegate status, tidegate explain ENTITY KEY
+  look after sources   tidegate sources list
   look after leases    tidegate leases list
   look after letters   tidegate dead-letters list
   forget a person      tidegate erase ENTITY KEY --dry-run
+  what will it cost?   tidegate estimate --events-per-second N
   run it on a laptop   tidegate demo
-  run it for real      tidegate migrate, then: python -m poller, python -m worker
+  on Amazon ECS        tidegate ops run --name NAME -- VERB
+  run it for real      tidegate migrate, tidegate logins, then: python -m poller, python -m worker
 
 Most verbs need a bubble: --bubble package.module, or the variable TIDEGATE_BUBBLE.
 """
@@ -40,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
+        unpack(os.environ)
         code: int = arguments.run(arguments)
     except TidegateError as error:
         print(f"tidegate: {error}", file=sys.stderr)
@@ -61,9 +86,19 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     project.add_verbs(verbs)
     bubbles.add_verbs(verbs)
+    status.add_verbs(verbs)
+    explain.add_verbs(verbs)
+    sources.add_verbs(verbs)
     leases.add_verbs(verbs)
     dead_letters.add_verbs(verbs)
+    outbox.add_verbs(verbs)
     erase.add_verbs(verbs)
+    logins.add_verbs(verbs)
+    ops.add_verbs(verbs)
+    estimate.add_verbs(verbs)
+    access.add_verbs(verbs)
+    package.add_verbs(verbs)
+    events.add_verbs(verbs)
     demo.add_verbs(verbs)
     simulate.add_verbs(verbs)
     return parser

@@ -23,6 +23,8 @@ _PROGRAMS = {
     "poller": ("poller.settings", "PollerSettings"),
     "worker": ("worker.settings", "WorkerSettings"),
     "api": ("api.settings", "ApiSettings"),
+    "ingest": ("api.settings", "IngestSettings"),
+    "user": ("api.settings", "UserSettings"),
 }
 
 
@@ -155,7 +157,8 @@ def _entity_lines(shape: EntityShape) -> Iterator[str]:
 def _source_line(source: Source) -> str:
     feed = source.feed
     if isinstance(feed, CsvDrop):
-        what = f"newest CSV file under {feed.prefix!r}"
+        which = "newest CSV file, whole," if feed.holds == "everything" else "each CSV file of changes"
+        what = f"{which} under {feed.prefix!r}"
     else:
         what = f"GET {feed.path} {'for changes' if feed.changes else 'in full'}"
     watermark = "" if source.watermark else ", says nothing of freshness"

@@ -121,6 +121,8 @@ def lines(report: Report, *, looked: bool) -> Iterator[str]:
     yield "  the poller's index in S3: its key, and eight bytes of a hash of its row, no content"
     yield "  the back office: delete it there, too; until then its poller sends it and the workers ignore it"
     yield "  backups and logs of the database, until they expire; the pages on disk until vacuum"
+    yield "  the pollers' claim bucket, if there is one: records too large for the stream, until its lifecycle removes them"
+    yield "  the note by which its readers learn that it is gone: its key and who could see it, for some days"
     yield "  archives: tidegate keeps none"
     if erased.mentions:
         numbers = ", ".join(map(str, erased.mentions))

@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
-from tidegate import access, access_sql, columns, tables
+from tidegate import access, access_sql, columns, tables, tracking
 from tidegate.bubble import Bubble
 from tidegate.entity import EntityShape
 from tidegate.errors import Fatal
@@ -139,13 +139,16 @@ class _Upgrade:
                 await self._session.do(step.name, partial(past.upgrade, revision=step.revision))
 
     async def _set_derived(self) -> None:
-        if not await self._session.look(self._histories[history.OWN].pending):
+        tracks = not await self._session.look(self._histories[history.OWN].pending)
+        if tracks:
             await self._session.do("set functions and grants", _statements(_common_statements()))
         facts = await self._session.look(facts_of)
         for shape in self._bubble.shapes:
             if all((shape.table, field.name) in facts.types for field in shape.fields):
                 await self._session.do(f"set the rules of {shape.table}", partial(self._set_rules, shape))
-                await self._index_tombstones(shape)
+                await self._build(f"{shape.table}{tables.TOMBSTONE_INDEX}", tables.tombstone_index(shape))
+                if tracks:
+                    await self._track(shape, (shape.table, tracking.CHANGED) in facts.types)
 
     def _set_rules(self, shape: EntityShape, connection: Connection) -> None:
         for rule in rules_of(connection, [shape]):
@@ -156,10 +159,18 @@ class _Upgrade:
                 _statements([tables.no_completeness(shape), *tables.completeness(shape, wanted)])(connection)
         _statements(access.entity_access(shape))(connection)
 
-    async def _index_tombstones(self, shape: EntityShape) -> None:
-        found = f"SELECT to_regclass('\"{shape.table}{tables.TOMBSTONE_INDEX}\"') IS NOT NULL"
+    async def _track(self, shape: EntityShape, is_there: bool) -> None:
+        # The column first and alone: it wants a lock that even readers wait for, if only for a moment.
+        if not is_there:
+            await self._session.do(f"add a column to {shape.table}", _statements([tracking.column(shape)]))
+        await self._build(f"{shape.table}{tracking.CHANGED}", tracking.index(shape))
+        await self._session.do(f"watch the changes of {shape.table}", _statements([tracking.trigger(shape)]))
+
+    async def _build(self, index: str, statement: str) -> None:
+        """An index that is no part of a migration, beside the work, unless it is there."""
+        found = f"SELECT to_regclass('\"{index}\"') IS NOT NULL"
         if not await self._session.look(lambda connection: connection.exec_driver_sql(found).scalar_one()):
-            await self._session.do_beside(tables.tombstone_index(shape))
+            await self._session.do_beside(statement)
 
 
 def chosen(steps: Sequence[Step], permission: Permission) -> list[Step]:
@@ -185,7 +196,9 @@ def _histories(bubble: Bubble, folder: Path) -> tuple[history.History, ...]:
 def _common_statements() -> Iterator[str]:
     yield from (access.create_role(role) for role in access.ROLES)
     yield from access.FUNCTIONS
+    yield from tracking.FUNCTIONS
     yield from access.operational_grants()
+    yield from tracking.access()
     yield from access_sql.statements()
 
 
