@@ -75,6 +75,7 @@ class _Slot:
         self.used_at = float("-inf")
         self.free_at = float("-inf")
         self.busy = False
+        self.leaving = False  # given back as soon as its request is over
 
 
 def cut(office: Office) -> tuple[int, float]:
@@ -119,6 +120,7 @@ class Budget:
         self._needed = asyncio.Event()
         self._wants: int | None = None
         self._is_wanted = False
+        self._after_others_at = float("-inf")
         self._pause = ""
         if store is None:
             for slot in self._slots:
@@ -158,7 +160,7 @@ class Budget:
     def _best(self) -> tuple[_Slot | None, float]:
         """The held slot that is free first, and how long until then."""
         now = self._clock()
-        held = [slot for slot in self._slots if not slot.busy and slot.valid_until > now]
+        held = [slot for slot in self._slots if not (slot.busy or slot.leaving) and slot.valid_until > now]
         self._needed.set()
         if not held:
             return None, LOOK_S
@@ -201,7 +203,7 @@ class Budget:
         self._see(await store.look(self._name))
         for slot in self._held():
             await self._tend_held(store, slot)
-        if not self._waiting:
+        if not self._waiting or self._clock() < self._after_others_at:
             return
         if not await self._take_one(store) and not self._held():
             self._see(await store.want(self._name))
@@ -220,10 +222,15 @@ class Budget:
         turn_s = TURN_S + self.pace_s
         is_idle = not slot.busy and now - slot.used_at > IDLE_S and now - slot.taken_at > turn_s
         has_had_its_turn = now - slot.taken_at > turn_s or len(self._held()) > 1 or not self._waiting
-        if not slot.busy and (is_idle or (self._is_wanted and has_had_its_turn)):
-            self._is_wanted = False
-            slot.valid_until = float("-inf")
+        is_wanted = self._is_wanted and not any(each.leaving for each in self._slots)
+        if is_idle or (is_wanted and has_had_its_turn):
+            # A slot whose requests follow each other closely is never seen free: it takes no further one.
+            self._is_wanted, slot.leaving = False, True
+        if slot.leaving and not slot.busy:
+            slot.valid_until, slot.leaving = float("-inf"), False
             await self._swap(store, slot, "-")
+            # Whoever wants it looks once in the meantime.
+            self._after_others_at = self._clock() + 1.5 * LOOK_S
         elif now - slot.renewed_at >= TURN_S:
             await self._swap(store, slot, self._owner)
 
@@ -233,7 +240,7 @@ class Budget:
             is_free = not slot.value or slot.value.startswith("- ")
             is_expired = now - slot.seen_at > EXPIRY_S and slot.valid_until < now
             if slot.valid_until < now and (is_free or is_expired) and await self._swap(store, slot, self._owner):
-                slot.taken_at = self._clock()
+                slot.taken_at, slot.leaving = self._clock(), False
                 slot.free_at = self._clock() + self.pace_s
                 self._tell()
                 return True

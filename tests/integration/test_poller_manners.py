@@ -134,5 +134,5 @@ async def test_the_budget_the_wish_to_wait_and_one_poller_for_each_source(stack:
     # The others are told within a second.
     assert shy.between(shy.scolded_at + 1.2, shy.scolded_at + WAIT_S - 0.1) == []
     for name in NAMES:
-        owners = shy.owners(name)
-        assert len(owners) == len(set(owners)), f"{name} was never asked for by two in turns"
+        # It goes to another once when the three share, and once more when one of them leaves, perhaps back.
+        assert len(shy.owners(name)) <= 3, f"{name} was never asked for by two in turns"

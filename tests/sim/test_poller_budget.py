@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -105,6 +106,19 @@ async def ask_for(log: Log, each: Gate, seconds: float, takes_s: float = 0.02) -
     end = clock() + seconds
     while clock() < end:
         await log.ask(each, takes_s=takes_s)
+
+
+async def test_slots_that_are_never_seen_free_go_round_all_the_same() -> None:
+    """Each request lasts longer than the pace of its slot, so a slot is busy whenever its holder looks."""
+    office = replace(OFFICE, requests_per_s=2, concurrency=2)
+    log, store = Log(), Slots()
+    gates = [gate(office, store, f"poller-{number}") for number in range(3)]
+    async with kept(*gates), asyncio.TaskGroup() as group:
+        for each in gates:
+            group.create_task(ask_for(log, each, 60.0, takes_s=1.5))
+    asked = Counter(owner for _, owner in log.arrivals)
+    assert min(asked[each.owner] for each in gates) >= 5, asked
+    assert log.most_at_once <= 2
 
 
 @pytest.mark.parametrize("rate", [0.5, 1, 2.5, 7, 10, 20, 25, 100])
