@@ -67,6 +67,10 @@ class Observer:
         view = self._sights[lease.key] = _sighted(self._sights.get(lease.key), lease, now_s)
         return view
 
+    def moved_s(self, key: str) -> float:
+        """When a lease that was looked at last moved, also a finished one."""
+        return self._sights[key].moved_s
+
     def forget_but(self, leases: Sequence[Lease]) -> None:
         """The whole table is `leases`: what is not among them is gone."""
         if len(self._sights) > len(leases):

@@ -99,7 +99,7 @@ class Planning:
         leases = await self._watch.look(busy)
         if not self._watch.is_survey:
             return
-        created = await self._upkeep.tend(leases, busy, self._watch.balance)
+        created = await self._upkeep.tend(leases, busy, self._watch.balance, self._watch.moved_s)
         self._watch.see(created)
         self._surveyed, self._known_startable = leases + created, None
 

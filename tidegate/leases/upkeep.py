@@ -27,6 +27,9 @@ log = telemetry.get_logger(__name__)
 
 # So many clean-ups are tried in one interval between surveys, whatever the size of the fleet.
 _CLEANERS = 2.0
+# A finished lease is deleted once it has stood still for this long. Whoever sent its creation while it was missing (a late
+# request, a process that was stopped) would otherwise make it anew after it is gone, at the start of its shard.
+_REST_S = 120.0
 
 
 class Upkeep:
@@ -46,10 +49,12 @@ class Upkeep:
         """A shard ended here: its children are missing, perhaps."""
         self._due_s, self._is_new = float("-inf"), True
 
-    async def tend(self, leases: Sequence[Lease], held: Collection[str], balance: Balance) -> list[Lease]:
+    async def tend(
+        self, leases: Sequence[Lease], held: Collection[str], balance: Balance, moved_s: Callable[[str], float]
+    ) -> list[Lease]:
         """After a look at the whole table. Returns the leases created. Raises Transient, and what discovery raises.
 
-        `balance`: of the fleet, as it was known before.
+        `balance`: of the fleet, as it was known before. `moved_s`: when a lease was last seen to move, by its key.
         """
         await self._look_for_missing(len(balance.loads))
         if self._missing:
@@ -63,7 +68,9 @@ class Upkeep:
             made, is_alone = await self._create(wave)
             created.extend(made)
         if self._wanted is not None and random.random() < _CLEANERS / len(balance.loads):
-            await self._remove(planner.removable(leases, self._wanted | set(held)))
+            finished = planner.removable(leases, self._wanted | set(held))
+            rested_s = asyncio.get_running_loop().time() - _REST_S
+            await self._remove([lease for lease in finished if moved_s(lease.key) <= rested_s])
         return created
 
     async def _look_for_missing(self, fleet_size: int) -> None:

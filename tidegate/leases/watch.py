@@ -96,6 +96,10 @@ class Watch:
         self._interval_s = self._settings.plan_interval_s * random.uniform(0.75, 1.25)
         return leases
 
+    def moved_s(self, key: str) -> float:
+        """When a lease of the last survey was last seen to move; when it was first seen, if it never did."""
+        return self._observer.moved_s(key)
+
     def see(self, leases: Sequence[Lease]) -> None:
         """These exist too: I made them since I looked."""
         more = self._observer.look(leases, _now_s(), ())
