@@ -3,9 +3,8 @@
 Poller and worker meet here. docs/EVENTS.md states the contract for others. A change looks so:
 
     {"type": "tidegate.parcel.upsert", "specversion": "1.0", "id": "…", "source": "parcels",
-     "subject": "P0001234", "time": "2026-11-21T05:55:03Z", "datacontenttype": "application/json",
-     "tidegateversion": "0.1795240503000000.3.17.1", "tidegatecause": "live",
-     "tidegateobserved": "2026-11-21T05:55:04Z", "data": {"number": "P0001234", …}}
+     "subject": "P0001234", "time": "2026-11-21T05:55:03Z", "tidegateversion": "0.1795240503000000.3.17.1",
+     "tidegatecause": "live", "tidegateobserved": "2026-11-21T05:55:04Z", "data": {"number": "P0001234", …}}
 
 CloudEvents allows extension attributes of lower-case letters and digits only; the version is its five numbers
 joined by dots. The type comes first, because that is quickest to read; any order is understood.
@@ -159,7 +158,7 @@ def _envelope(event: StreamEvent) -> _Envelope:
     if isinstance(event, QuarantineRecord):
         return _Envelope(
             specversion="1.0", id=event.event_id, source=event.source, type=_QUARANTINE, time=event.observed_at,
-            subject=event.key, datacontenttype="application/json",
+            subject=event.key,
             data={
                 "entity": event.entity, "stage": event.stage, "reason": event.reason, "message": event.message,
                 "raw_base64": base64.b64encode(event.raw).decode(),
@@ -172,7 +171,6 @@ def _envelope(event: StreamEvent) -> _Envelope:
         type=f"{_PREFIX}{event.key.entity}.{event.operation}",
         time=event.occurred_at,
         subject=event.key.key,
-        datacontenttype=None if event.payload is None else "application/json",
         tidegateversion=encode_version(event.version),
         tidegatecause=event.cause,
         tidegateobserved=event.observed_at,

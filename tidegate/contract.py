@@ -103,7 +103,7 @@ def _change(entity: type[Entity], operation: Operation) -> Schema:
             "datacontenttype": {"const": "application/json"},
             "data": {"$ref": f"#/$defs/{entity.__name__}"},
         }
-        schema["required"] += ["datacontenttype", "data"]
+        schema["required"] += ["data"]
     return schema
 
 
@@ -124,7 +124,6 @@ def _quarantine() -> Schema:
         "tidegate.quarantine",
         "A raw row that could not be translated.",
         time={**_TIME, "description": "When the poller saw it."},
-        datacontenttype={"const": "application/json"},
         data={
             "type": "object",
             "properties": {name: raw if name == "raw_base64" else {"type": "string"} for name in fields},

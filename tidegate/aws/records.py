@@ -51,9 +51,13 @@ class RecordsPage(Struct, frozen=True, rename="pascal", dict=True):
     child_shards: list[ChildShard] | None = None
 
     @cached_property
+    def payloads(self) -> list[bytes]:
+        return [record.data for record in self.records]
+
+    @cached_property
     def size_bytes(self) -> int:
         """The payload of all records."""
-        return sum(map(len, [record.data for record in self.records]))
+        return sum(map(len, self.payloads))
 
 
 _DECODER = msgspec.json.Decoder(RecordsPage)
