@@ -6,7 +6,8 @@ projection nothing, it already compares versions. Dead letters are the other way
 `tidegate.erasure`, and filing is rare.
 
 The transaction takes its locks in the worker's order: the row first, then the dead letters. It holds the whole table of
-dead letters against writers, or a letter of the key that is being filed at this moment would slip by.
+dead letters against writers, or a letter of the key that is being filed at this moment would slip by. With strict order a
+worker files first, so the two may lock each other out; the database then ends one of them, which is Transient.
 """
 
 from __future__ import annotations
@@ -86,7 +87,10 @@ class Erasure:
             return await self._look(connection)
 
     async def erase(self, by: str) -> Erased:
-        """Remove everything of the key. Twice is once, and removes what came in between. Answers what it found."""
+        """Remove everything of the key. Twice is once, and removes what came in between. Answers what it found.
+
+        Raises Transient when a worker is in the way: try again.
+        """
         async with self._database.transaction(f"erase {self._shape.name}") as connection:
             await connection.execute(_LOCK_TIMEOUT)
             # A row that can be locked, or an event that lands at this moment would hide its version from the record.

@@ -7,13 +7,15 @@ database rejects a value, one by one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from tidegate.database import Connection, Database, database_errors
-from tidegate.errors import Fatal, Rejected, Superseded
+from tidegate.errors import Fatal, Rejected
 from worker import arrivals, dead_letter, statements
 from worker.aurora import AuroraSink
 from worker.batch import Arrived, Batch, DeadLetter
+from worker.fence import Done, Fence
 from worker.ports import ShardState, WriteResult
 
 
@@ -24,6 +26,7 @@ class ArrivalSink:
         self._database = database
         self._stream = stream
         self._shards = AuroraSink(database, stream, (), dead_letter.file)
+        self._fence = Fence(stream)
 
     async def check(self) -> None:
         """Raises Fatal when the tables are missing, Transient when nobody answers.
@@ -41,7 +44,9 @@ class ArrivalSink:
         return await self._shards.register(shard_ids, lineage, finished)
 
     async def open(self, shard_id: str, counter: int, replaces: int | None = None) -> ShardState | None:
-        return await self._shards.open(shard_id, counter, replaces)
+        state = await self._shards.open(shard_id, counter, replaces)
+        self._fence.forget(shard_id)
+        return state
 
     async def note(self, shard_id: str, counter: int, letter: DeadLetter) -> None:
         await self._shards.note(shard_id, counter, letter)
@@ -62,24 +67,21 @@ class ArrivalSink:
 
     async def _write(self, batch: Batch, counter: int, *, careful: bool) -> WriteResult:
         async with self._database.transaction(f"file arrivals of {batch.shard_id}") as connection:
-            await self._fence(connection, batch, counter)
-            if careful:
-                new, letters = await self._file_each(connection, batch.arrivals)
-            else:
-                new, letters = await self._file(connection, batch.arrivals)
-            await dead_letter.file(connection, self._stream, batch.shard_id, [*batch.dead, *letters])
+            done = await self._fence.done(connection, batch, counter)
+            if done is None:
+                passed = await self._fence.enter(connection, batch, counter)
+                done = Done(await self._file_all(connection, batch, careful=careful), Counter())
+                self._fence.expect(batch, passed, done)
+        self._fence.forget(batch.shard_id)
+        return done.result
+
+    async def _file_all(self, connection: Connection, batch: Batch, *, careful: bool) -> WriteResult:
+        """All that the transaction does behind the fence."""
+        file = self._file_each if careful else self._file
+        new, letters = await file(connection, batch.arrivals)
+        await dead_letter.file(connection, self._stream, batch.shard_id, [*batch.dead, *letters])
         unchanged = len(batch.arrivals) - new - len(letters)
         return WriteResult(applied=new, unchanged=unchanged, rejected=len(batch.dead) + len(letters))
-
-    async def _fence(self, connection: Connection, batch: Batch, counter: int) -> None:
-        position = batch.last
-        passed = await connection.fetchval(
-            statements.FENCE, self._stream, batch.shard_id, position.sequence, position.sub, counter
-        )
-        if passed is None:
-            raise Superseded(
-                f"shard {batch.shard_id} is fenced: a newer holder than counter {counter} wrote or ended it"
-            )
 
     async def _file(self, connection: Connection, arrived: Sequence[Arrived]) -> tuple[int, list[DeadLetter]]:
         """How many were new, and the letters of those whose id stands for something else."""

@@ -17,12 +17,13 @@ from typing import Any
 from tidegate import columns
 from tidegate.database import MIGRATE_HINT, Connection, Database, database_errors
 from tidegate.entity import EntityShape
-from tidegate.errors import Fatal, Rejected, Superseded, Transient
+from tidegate.errors import Fatal, Rejected, Transient
 from tidegate.event import EntityKey
 from worker import parking, statements
 from worker.batch import Batch, Change, DeadLetter, Position, coalesce, newest_marks
 from worker.counting import Counting
 from worker.decode import rejected
+from worker.fence import Done, Fence
 from worker.ports import Decode, DrainStep, ShardState, WriteResult
 from worker.routes import NO_ROUTES, Routes
 from worker.settled import Settled, failed
@@ -63,6 +64,7 @@ class AuroraSink:
         self._file = file
         self._routes = routes
         self._queued = queued
+        self._fence = Fence(stream)
         # Shards that were just opened, or whose last batch was in the table already: the next may be as well.
         self._replaying: set[str] = set()
 
@@ -96,6 +98,7 @@ class AuroraSink:
             row = await connection.fetchrow(statements.STATE, self._stream, shard_id)
         if row is None:
             return None
+        self._fence.forget(shard_id)
         self._replaying.add(shard_id)
         sequence, sub, stored_counter = row
         return ShardState(None if sequence is None else Position(int(sequence), sub), stored_counter)
@@ -113,7 +116,7 @@ class AuroraSink:
 
     async def note(self, shard_id: str, counter: int, letter: DeadLetter) -> None:
         async with self._database.transaction(f"file a note on {shard_id}") as connection:
-            await self._lock(connection, shard_id, counter)
+            await self._fence.lock(connection, shard_id, counter)
             await self._file(connection, self._stream, shard_id, [letter])
 
     async def ready(self, most: int) -> list[EntityKey]:
@@ -144,7 +147,7 @@ class AuroraSink:
     async def end(self, shard_id: str, counter: int, child_ids: Sequence[str]) -> None:
         async with self._database.transaction(f"end shard {shard_id}") as connection:
             await connection.execute(statements.LOCK_FAMILY, self._stream)
-            if not await self._lock(connection, shard_id, counter):
+            if not await self._fence.lock(connection, shard_id, counter):
                 return
             await connection.execute(statements.ADD, self._stream, sorted(child_ids))
             await connection.execute(statements.INHERIT, self._stream, shard_id, sorted(child_ids))
@@ -153,29 +156,39 @@ class AuroraSink:
 
     async def _write(self, batch: Batch, counter: int, *, careful: bool) -> WriteResult:
         async with self._database.transaction(f"write a batch of {batch.shard_id}") as connection:
-            has_open = await self._fence(connection, batch, counter) or bool(batch.dead)
-            holding, others = parking.sifted(batch.dead, self._strict)
-            # What they hold up the table tells: an old one, or one that a person closed, holds up nothing.
-            await self._bury(connection, self._stream, batch.shard_id, holding)
-            changes, waiting = await self._in_order(connection, batch.changes, has_open=has_open)
-            projection = _Projection(connection, self._statements, self._routes, careful=careful)
-            whole = parking.repeated(changes, self._strict)
-            if careful or has_open or whole or projection.wanted(changes):
-                result = await projection.write(changes, whole)
-            else:
-                result = await self._count(connection, batch.shard_id, changes)
-            if marks := newest_marks(batch.marks):
-                as_of = [mark.as_of for mark in marks.values()]
-                await connection.execute(statements.MARKS, self._stream, batch.shard_id, list(marks), as_of)
-            parked = [parking.letter(change) for change in (*waiting, *projection.waiting)]
-            letters = [*others, *projection.refused, *parked]
-            await self._bury(connection, self._stream, batch.shard_id, letters)
-            if has_open or letters:
-                await self._resolve(connection, projection)
-            counts = await self._queue(connection, projection.applied)
-        if counts:
-            self._queued(counts)
-        return result._replace(rejected=len(batch.dead) + len(projection.refused), parked=len(parked))
+            done = await self._fence.done(connection, batch, counter)
+            if done is None:
+                passed = await self._fence.enter(connection, batch, counter)
+                done = await self._project(connection, batch, has_open=passed.has_open, careful=careful)
+                self._fence.expect(batch, passed, done)
+        self._fence.forget(batch.shard_id)
+        if done.queued:
+            self._queued(done.queued)
+        return done.result
+
+    async def _project(self, connection: Connection, batch: Batch, *, has_open: bool, careful: bool) -> Done:
+        """All that the transaction does behind the fence."""
+        has_open = has_open or bool(batch.dead)
+        holding, others = parking.sifted(batch.dead, self._strict)
+        # What they hold up the table tells: an old one, or one that a person closed, holds up nothing.
+        await self._bury(connection, self._stream, batch.shard_id, holding)
+        changes, waiting = await self._in_order(connection, batch.changes, has_open=has_open)
+        projection = _Projection(connection, self._statements, self._routes, careful=careful)
+        whole = parking.repeated(changes, self._strict)
+        if careful or has_open or whole or projection.wanted(changes):
+            result = await projection.write(changes, whole)
+        else:
+            result = await self._count(connection, batch.shard_id, changes)
+        if marks := newest_marks(batch.marks):
+            as_of = [mark.as_of for mark in marks.values()]
+            await connection.execute(statements.MARKS, self._stream, batch.shard_id, list(marks), as_of)
+        parked = [parking.letter(change) for change in (*waiting, *projection.waiting)]
+        letters = [*others, *projection.refused, *parked]
+        await self._bury(connection, self._stream, batch.shard_id, letters)
+        if has_open or letters:
+            await self._resolve(connection, projection)
+        counted = result._replace(rejected=len(batch.dead) + len(projection.refused), parked=len(parked))
+        return Done(counted, await self._queue(connection, projection.applied))
 
     async def _count(self, connection: Connection, shard_id: str, changes: Sequence[Change]) -> WriteResult:
         counting = Counting(connection, self._statements, is_replay=shard_id in self._replaying)
@@ -241,24 +254,6 @@ class AuroraSink:
             return Counter()
         rows = await connection.fetch(statements.QUEUE, *statements.queueing(applied, self._routes))
         return Counter(row["destination"] for row in rows)
-
-    async def _fence(self, connection: Connection, batch: Batch, counter: int) -> bool:
-        """Whether there are open dead letters that a change could resolve."""
-        has_open: bool | None = await connection.fetchval(
-            statements.FENCE, self._stream, batch.shard_id, batch.last.sequence, batch.last.sub, counter
-        )
-        if has_open is None:
-            raise Superseded(
-                f"shard {batch.shard_id} is fenced: a newer holder than counter {counter} wrote or ended it"
-            )
-        return has_open
-
-    async def _lock(self, connection: Connection, shard_id: str, counter: int) -> bool:
-        """False when the shard is ended already; Superseded when a newer holder wrote to it."""
-        stored = await connection.fetchval(statements.LOCK_SHARD, self._stream, shard_id)
-        if stored is not None and stored > counter:
-            raise Superseded(f"shard {shard_id} belongs to a newer holder: counter {stored}, mine is {counter}")
-        return stored is not None
 
 
 class _Projection:

@@ -42,7 +42,7 @@ class Consumer:
     """Makes the life of each shard; what all shards of the process share is given once.
 
     register     makes the stream's other shards known to the database, unless they are
-    list_leases  the lease table
+    get_lease    one lease by its key, read consistently
     claims       resolves references to records too large for the stream; None: there are to be none
     """
 
@@ -53,7 +53,7 @@ class Consumer:
     batch: BatchSettings
     settings: ConsumerSettings
     register: Callable[[], Awaitable[None]]
-    list_leases: Callable[[], Awaitable[Sequence[Lease]]]
+    get_lease: Callable[[str], Awaitable[Lease | None]]
     claims: Claims | None = None
 
     async def run(self, hold: Hold) -> None:
@@ -84,6 +84,8 @@ class _Life:
         self._builder = BatchBuilder(hold.key, limits)
         self._reached = Position(0, 0)
         self._expected: Position | None = None
+        # Nothing of the shard was ever read.
+        self._is_unread = False
         # What the deliveries take whose records are all in the batch, or before it.
         self._rooms: list[Room] = []
 
@@ -139,6 +141,7 @@ class _Life:
         start = start_position(checkpoint, stored)
         log.info(telemetry.SHARD_OPENED, shard=shard_id, start=str(start), lease=str(checkpoint))
         self._judge_start(start, checkpoint, stored)
+        self._is_unread = stored is None and former is None and not checkpoint.is_number
         if gap := former or gap_at_start(checkpoint, stored):
             await self._note_gap(gap)
         return start
@@ -173,7 +176,7 @@ class _Life:
 
     async def _take(self, delivery: Delivery) -> None:
         """Decode as many records as a batch takes; a full batch is written before the next record is looked at."""
-        if gap := delivery.gap or self._overtaken(delivery):
+        if gap := delivery.gap or self._overtaken(delivery) or await self._begun_late(delivery):
             await self._note_gap(gap)
         async for records in self._resolved(delivery.records):
             taken = 0
@@ -205,6 +208,19 @@ class _Life:
         if delivery.records and delivery.records[0].position.sequence <= expected.sequence:
             return None
         return f"reading begins after the position of the database, {expected.sequence}; what lies between is missing"
+
+    async def _begun_late(self, delivery: Delivery) -> str | None:
+        """A gap when the first record of a shard of which nothing was ever read is one that the stream is about to trim.
+
+        Those before it, if there were any, are trimmed already, and nobody had read them.
+        """
+        if not (self._is_unread and delivery.records):
+            return None
+        self._is_unread = False
+        ask = partial(self._shared.reader.is_at_the_edge, delivery.records[0].arrival)
+        if not await self._persist(ask, "ask how long the stream keeps records"):
+            return None
+        return "nothing of the shard was read until its first records were about to be trimmed; some may be missing"
 
     async def _note_gap(self, gap: str) -> None:
         """Lost records are said loudly, counted, and filed at once, for perhaps no other record follows."""
@@ -255,7 +271,8 @@ class _Life:
     async def _end(self, known: Sequence[Shard]) -> None:
         """The shard is read to its end: hand its watermarks and its keys over to its children, `known` or not."""
         children = known or await self._listed_children()
-        leased = {lease.key for lease in await self._shared.list_leases()}
+        kin = {child.id for child in children}.union(*(child.parent_ids for child in children))
+        leased = {key for key in sorted(kin) if await self._shared.get_lease(key) is not None}
         if unleased := unleased_parents(children, leased):
             listed = {shard.id for shard in await self._shared.reader.list_shards()}
             if blocking := sorted(unleased & listed):

@@ -6,6 +6,7 @@ Kinesis stops sending. Empty events come every few seconds and are a sign of lif
 
 A subscription lasts five minutes at most. The next one goes on after the last event's continuation, which moves on
 also while nothing is written to the shard; after a long pause it goes on at the last record, whose absence tells a gap.
+Who is so far behind that the stream trims what comes next looks for the last record between events as well.
 Of one consumer and shard there is one subscription, and within five seconds of one Kinesis refuses the next: after
 that time the next one takes over, which is how a shard moves to another worker.
 """
@@ -24,6 +25,7 @@ from tidegate import aws, telemetry
 from tidegate.aws import RecordsPage, ShardEvent, Subscription, aws_errors, error_code
 from tidegate.errors import Fatal, Superseded, Transient
 from tidegate.leases.lease import Checkpoint
+from worker.batch import Position
 from worker.memory import ReadMemory, Room, Share
 from worker.ports import Delivery
 from worker.reading import Place, Reading, ShardGone, StartTimes, backoff_s
@@ -38,6 +40,8 @@ _FOREIGN = "InvalidArgumentException"
 _IN_USE = "ResourceInUseException"
 # Kinesis takes one such call a second for each shard and consumer; a refused one costs nobody anything.
 _IN_USE_WAIT_S = 2.0
+# GetRecords allows five calls a second, for all who read the shard.
+_PROOF_S = 1.0
 
 
 async def registered(client: Any, stream_arn: str, consumer: str) -> str:
@@ -92,6 +96,9 @@ class FanOutReader:
     def is_foreign(self, shard_id: str, sequence: int) -> bool:
         return self.stream.is_foreign(shard_id, sequence)
 
+    async def is_at_the_edge(self, arrival_s: float) -> bool:
+        return await self._times.is_at_the_edge(arrival_s, self.wall_s(), self.stream.retention_hours)
+
     async def read(self, shard_id: str, start: Checkpoint) -> AsyncGenerator[Delivery, None]:
         reading = Reading(shard_id, start, self._times)
         with self._memory.share() as share:
@@ -99,7 +106,7 @@ class FanOutReader:
             try:
                 while True:
                     page, room = await pushed.page()
-                    delivery = reading.deliver(page, self.stream.hash_range(shard_id))
+                    delivery = await reading.deliver(page, self.stream.hash_range(shard_id))
                     room.fit(delivery.size_bytes)
                     yield replace(delivery, room=room)
                     if delivery.is_end:
@@ -124,6 +131,9 @@ class _Pushed:
         self._subscription: Subscription | None = None
         self._began_s: float | None = None
         self._continuation: str | None = None
+        # Delivered before events of which nobody knows whether they join on to it.
+        self._unproven: Position | None = None
+        self._proven_s = float("-inf")
 
     async def page(self) -> tuple[RecordsPage, Room]:
         """The next event as a page, and the room it has. Raises Transient when all tries are used up."""
@@ -153,6 +163,7 @@ class _Pushed:
         room = await self._share.take(length)
         try:
             event = await subscription.read()
+            await self._prove()
         except BaseException:
             room.release()
             raise
@@ -160,6 +171,34 @@ class _Pushed:
         self._continuation = event.continuation
         self._reading.note_complete(page, self._wall_s())
         return page, room
+
+    async def _prove(self) -> None:
+        """So far behind, the stream may trim what would have come next, and a subscription passes over it in silence.
+
+        Nothing is missing as long as the stream still has a record from before: asked for now and then, not each time.
+        """
+        if self._unproven is None and self._continuation and self._reading.may_have_lost(self._wall_s()):
+            self._unproven = self._reading.last
+        if self._unproven is None or _now_s() < self._proven_s + _PROOF_S:
+            return
+        if not await self._still_has(self._unproven):
+            self._reading.doubt()
+        self._unproven, self._proven_s = None, _now_s()
+
+    async def _still_has(self, position: Position) -> bool:
+        shard_id = self._reading.shard_id
+        try:
+            with aws_errors(f"look for a record of {shard_id}"):
+                answer = await self._client.get_shard_iterator(
+                    ShardId=shard_id, **self._stream.target, ShardIteratorType="AT_SEQUENCE_NUMBER",
+                    StartingSequenceNumber=str(position.sequence),
+                )  # fmt: skip
+        except Fatal as error:
+            if error_code(error) == _NOT_FOUND:
+                return False
+            raise
+        page = await aws.get_records(self._client, answer["ShardIterator"], 1, self._stream.arn)
+        return any(int(record.sequence_number) == position.sequence for record in page.records)
 
     async def _subscribe(self) -> Subscription:
         if self._began_s is not None:

@@ -13,12 +13,15 @@ decoder judges it. Nothing is dropped here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from hashlib import md5
 from typing import NamedTuple
 
 MAGIC = b"\xf3\x89\x9a\xc2"
 _MD5_BYTES = 16
+# Tags as producers write them: the number of the field, and that it is bytes or a number.
+_KEY, _HASH, _RECORD = 0x0A, 0x12, 0x1A
+_KEY_INDEX, _HASH_INDEX, _DATA = 0x08, 0x10, 0x1A
 _HASH_KEYS = 1 << 128
 
 
@@ -49,43 +52,86 @@ def split(data: bytes) -> list[UserRecord] | None:
     try:
         # An aggregate of nothing would vanish without a trace; as a plain record it is filed.
         return _records(message) or None
-    except _Malformed:
+    except (_Malformed, IndexError):
         return None
 
 
 def _records(message: bytes) -> list[UserRecord]:
-    keys: list[str] = []
-    hashes: list[int] = []
+    keys: list[bytes] = []
+    hashes: list[bytes] = []
     bodies: list[bytes] = []
-    for number, value in _fields(message):
-        if not isinstance(value, bytes):
+    ours = {_KEY: keys, _HASH: hashes, _RECORD: bodies}
+    at, end = 0, len(message)
+    while at < end:
+        if (found := ours.get(message[at])) is None:
+            number, _, at = _field(message, at)
+            if number in (1, 2, 3):
+                raise _Malformed
             continue
-        if number == 1:
-            keys.append(_text(value))
-        elif number == 2:
-            hashes.append(_explicit_hash(_text(value)))
-        elif number == 3:
-            bodies.append(value)
-    return [_record(body, keys, hashes) for body in bodies]
+        length, at = message[at + 1], at + 2
+        if length > 0x7F:
+            length, at = _varint(message, at - 1)
+        found.append(message[at : at + length])
+        at += length
+    if at > end:
+        raise _Malformed
+    return _told(bodies, _texts(keys), [_explicit_hash(text) for text in _texts(hashes)])
 
 
-def _record(body: bytes, keys: list[str], hashes: list[int]) -> UserRecord:
-    fields = dict(_fields(body))
+def _told(bodies: Sequence[bytes], keys: Sequence[str], hashes: Sequence[int]) -> list[UserRecord]:
+    """The records, with what they point at in the tables."""
+    own_hashes: dict[int, int] = {}
+    records = []
+    for body in bodies:
+        key_index, hash_index, data = _plain_parts(body) or _parts(body)
+        if key_index >= len(keys):
+            raise _Malformed
+        # Each record has its own explicit hash key or none: never another record's.
+        if hash_index is None:
+            belongs = own_hashes.get(key_index)
+            if belongs is None:
+                belongs = own_hashes[key_index] = hash_key(keys[key_index])
+        elif hash_index < len(hashes):
+            belongs = hashes[hash_index]
+        else:
+            raise _Malformed
+        records.append(UserRecord(keys[key_index], belongs, data))
+    return records
+
+
+def _plain_parts(body: bytes) -> tuple[int, int | None, bytes] | None:
+    """The quick way to `_parts` of a record as producers write it: the fields in their order, and no tags.
+
+    None for any other, and IndexError for one that is cut short.
+    """
+    if body[0] != _KEY_INDEX:
+        return None
+    key_index, at = _varint(body, 1)
+    hash_index = None
+    if body[at] == _HASH_INDEX:
+        hash_index, at = _varint(body, at + 1)
+    if body[at] != _DATA:
+        return None
+    length, at = _varint(body, at + 1)
+    return (key_index, hash_index, body[at:]) if at + length == len(body) else None
+
+
+def _parts(body: bytes) -> tuple[int, int | None, bytes]:
+    """Key index, hash key index if there is one, and the data."""
+    fields: dict[int, int | bytes] = {}
+    at = 0
+    while at < len(body):
+        number, value, at = _field(body, at)
+        fields[number] = value
     key_index, hash_index, data = fields.get(1), fields.get(2), fields.get(3)
-    if not isinstance(key_index, int) or not isinstance(data, bytes) or key_index >= len(keys):
-        raise _Malformed
-    key = keys[key_index]
-    # Each record has its own explicit hash key or none: never another record's.
-    if hash_index is None:
-        return UserRecord(key, hash_key(key), data)
-    if not isinstance(hash_index, int) or hash_index >= len(hashes):
-        raise _Malformed
-    return UserRecord(key, hashes[hash_index], data)
+    if isinstance(key_index, int) and isinstance(data, bytes) and (hash_index is None or isinstance(hash_index, int)):
+        return key_index, hash_index, data
+    raise _Malformed
 
 
-def _text(value: bytes) -> str:
+def _texts(values: Sequence[bytes]) -> list[str]:
     try:
-        return value.decode()
+        return [value.decode() for value in values]
     except UnicodeDecodeError as error:
         raise _Malformed from error
 
@@ -96,25 +142,20 @@ def _explicit_hash(text: str) -> int:
     return int(text)
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field numbers and values of one protobuf message; unknown wire types end it."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        match tag & 7:
-            case 0:
-                value, at = _varint(message, at)
-                yield tag >> 3, value
-            case 2:
-                length, at = _varint(message, at)
-                yield tag >> 3, _slice(message, at, length)
-                at += length
-            case 1 | 5 as width:
-                size = 8 if width == 1 else 4
-                yield tag >> 3, _slice(message, at, size)
-                at += size
-            case _:
-                raise _Malformed
+def _field(message: bytes, at: int) -> tuple[int, int | bytes, int]:
+    """Number and value of the field at this place of a protobuf message, and where it ends; no groups."""
+    tag, at = _varint(message, at)
+    match tag & 7:
+        case 0:
+            value, at = _varint(message, at)
+            return tag >> 3, value, at
+        case 2:
+            length, at = _varint(message, at)
+        case 1 | 5 as width:
+            length = 8 if width == 1 else 4
+        case _:
+            raise _Malformed
+    return tag >> 3, _slice(message, at, length), at + length
 
 
 def _slice(message: bytes, at: int, length: int) -> bytes:
@@ -124,8 +165,13 @@ def _slice(message: bytes, at: int, length: int) -> bytes:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(message) and shift < 70:
+    """The number at this place, and where it ends. IndexError where the message ends before."""
+    byte = message[at]
+    at += 1
+    if byte < 0x80:
+        return byte, at
+    value, shift = byte & 0x7F, 7
+    while shift < 70:
         byte = message[at]
         value |= (byte & 0x7F) << shift
         at += 1

@@ -62,6 +62,13 @@ class RecordReader(Protocol):
         """Whether this sequence number is from before the shard: of a former stream of the same name."""
         ...
 
+    async def is_at_the_edge(self, arrival_s: float) -> bool:
+        """Whether a record that arrived then (epoch seconds) is one that the stream trims within the hour.
+
+        False while the stream was first looked at later than that: what is trimmed now nobody was to read. Raises Transient.
+        """
+        ...
+
 
 class Claims(Protocol):
     """Where records are kept that were too large for the stream. `worker.claims` is the adapter."""
@@ -119,7 +126,11 @@ class Sink(Protocol):
         ...
 
     async def write(self, batch: Batch, counter: int) -> WriteResult:
-        """Write all of the batch, or nothing. Rows that are newer than an open dead letter of their key close it."""
+        """Write all of the batch, or nothing. Rows that are newer than an open dead letter of their key close it.
+
+        After Transient it may be written all the same. Who gives the same batch again then hears what the first try
+        did, once: nothing is counted twice.
+        """
         ...
 
     async def note(self, shard_id: str, counter: int, letter: DeadLetter) -> None:

@@ -61,6 +61,9 @@ class KinesisReader:
     def is_foreign(self, shard_id: str, sequence: int) -> bool:
         return self.stream.is_foreign(shard_id, sequence)
 
+    async def is_at_the_edge(self, arrival_s: float) -> bool:
+        return await self._times.is_at_the_edge(arrival_s, self.wall_s(), self.stream.retention_hours)
+
     async def read(self, shard_id: str, start: Checkpoint) -> AsyncGenerator[Delivery, None]:
         reading = Reading(shard_id, start, self._times)
         with self._memory.share() as share:
@@ -68,7 +71,7 @@ class KinesisReader:
             try:
                 while True:
                     page, room = await polling.page()
-                    delivery = reading.deliver(page, self.stream.hash_range(shard_id))
+                    delivery = await reading.deliver(page, self.stream.hash_range(shard_id))
                     yield replace(delivery, room=room)
                     if delivery.is_end:
                         return

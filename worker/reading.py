@@ -8,8 +8,9 @@ reading has lost touch for so long, or is so far behind, that something unread m
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -23,8 +24,12 @@ from worker.ports import Delivery
 from worker.shards import HashRange, Shard
 
 _RETRY_BASE_S = 0.1
-# A stream keeps its records for 24 hours at least. An hour less, for clocks of ours that are wrong.
-_SURELY_KEPT_S = 23 * 3600.0
+# User records out of aggregates, after which the event loop has its turn: some milliseconds.
+_AT_ONCE = 1_000
+# For clocks of ours that are wrong.
+_MARGIN_S = 3600.0
+# A stream keeps its records for 24 hours at least.
+_SURELY_KEPT_S = 24 * 3600.0 - _MARGIN_S
 
 
 class ShardGone(Exception):
@@ -39,6 +44,15 @@ class StartTimes(Struct, frozen=True):
 
     latest_s: float
     timestamp_s: float | None = None
+
+    async def is_at_the_edge(
+        self, arrival_s: float, now_s: float, retention_hours: Callable[[], Awaitable[int]]
+    ) -> bool:
+        """See `worker.ports.RecordReader`. `now_s` is wall-clock time; the stream is asked only if it matters."""
+        oldest_s = max(arrival_s, self.latest_s)
+        if oldest_s >= now_s - _SURELY_KEPT_S:
+            return False
+        return oldest_s < now_s - await retention_hours() * 3600.0 + _MARGIN_S
 
 
 class Place(NamedTuple):
@@ -83,14 +97,26 @@ class Reading:
         """Remember until when the shard was read completely. `now_s` is wall-clock time, as retention is."""
         self._complete_s = now_s - page.millis_behind_latest / 1000
 
-    def lost_touch(self, now_s: float) -> bool:
-        """Reading must begin anew at `place`. True when the stream may have trimmed something unread meanwhile."""
+    @property
+    def last(self) -> Position | None:
+        """The position delivered last, or where reading began."""
+        return self._last
+
+    def may_have_lost(self, now_s: float) -> bool:
+        """Whether the stream may have trimmed something unread by now."""
         age_s = float("inf") if self._complete_s is None else now_s - self._complete_s
         # A clock that was set back proves nothing.
-        may_be_lost = not 0 <= age_s < _SURELY_KEPT_S
-        if may_be_lost and self._last is not None:
-            self._joined = False
-        return may_be_lost
+        return not 0 <= age_s < _SURELY_KEPT_S
+
+    def lost_touch(self, now_s: float) -> bool:
+        """Reading must begin anew at `place`. True when the stream may have trimmed something unread meanwhile."""
+        if may_have_lost := self.may_have_lost(now_s):
+            self.doubt()
+        return may_have_lost
+
+    def doubt(self) -> None:
+        """What comes next may not join on to what was delivered last: its first record tells."""
+        self._joined = self._last is None
 
     def must_begin_anew(self, now_s: float) -> bool:
         """Whether an iterator may pass over records, though it is still good: so far behind, the next may be trimmed.
@@ -99,10 +125,10 @@ class Reading:
         """
         return self._last != self._began and self.lost_touch(now_s)
 
-    def deliver(self, page: RecordsPage, hash_range: HashRange | None) -> Delivery:
+    async def deliver(self, page: RecordsPage, hash_range: HashRange | None) -> Delivery:
         """A page as a delivery: aggregates taken apart, what was delivered before dropped, a gap noticed."""
         gap = self._gap(page)
-        records = _user_records(page.records, hash_range)
+        records = await _user_records(page, hash_range)
         if self._last is not None and records and records[0].position <= self._last:
             last = self._last
             records = [record for record in records if record.position > last]
@@ -152,20 +178,28 @@ def _child(child: ChildShard) -> Shard:
     return Shard(child.shard_id, tuple(child.parent_shards), hash_range, is_closed=False)
 
 
-def _user_records(records: Sequence[Record], hash_range: HashRange | None) -> Sequence[Record]:
+async def _user_records(page: RecordsPage, hash_range: HashRange | None) -> Sequence[Record]:
     """Aggregates taken apart, everything else as it is. Most pages have no aggregate at all."""
-    if kpl.MAGIC[0] not in {data[0] for data in [record.data for record in records] if data}:
-        return records
-    return [each for record in records for each in _split(record, hash_range)]
+    if kpl.MAGIC[0] not in {data[0] for data in page.payloads if data}:
+        return page.records
+    found: list[Record] = []
+    pause_at = _AT_ONCE
+    for record in page.records:
+        found += _split(record, hash_range)
+        if len(found) >= pause_at:
+            # A page may hold tens of thousands; other shards and the renewals of leases want their turn.
+            await asyncio.sleep(0)
+            pause_at = len(found) + _AT_ONCE
+    return found
 
 
-def _split(record: Record, hash_range: HashRange | None) -> Iterator[Record]:
+def _split(record: Record, hash_range: HashRange | None) -> list[Record]:
     inner = kpl.split(record.data)
     if inner is None:
-        yield record
-        return
-    for sub, user_record in enumerate(inner):
-        if hash_range is not None and user_record.hash_key not in hash_range:
-            # Aggregated before a reshard: it belongs to a sister, but only here will anybody see it.
-            telemetry.RECORDS_OUTSIDE.inc()
-        yield Record(record.sequence_number, user_record.data, sub, user_record.partition_key, record.arrival)
+        return [record]
+    if hash_range is not None:
+        first, last = hash_range.start, hash_range.end
+        # Aggregated before a reshard: it belongs to a sister, but only here will anybody see it.
+        telemetry.RECORDS_OUTSIDE.inc(sum([not first <= each.hash_key <= last for each in inner]))
+    number, arrival = record.sequence_number, record.arrival
+    return [Record(number, each.data, sub, each.partition_key, arrival) for sub, each in enumerate(inner)]

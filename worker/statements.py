@@ -238,11 +238,12 @@ SET (sequence_number, sub_sequence) = (
         ORDER BY p.sequence_number DESC, p.sub_sequence DESC LIMIT 1),
     lease_counter = $5, committed_at = now()
 WHERE stream = $1 AND shard_id = $2 AND lease_counter <= $5
-RETURNING EXISTS (SELECT FROM tidegate.dead_letter WHERE resolved_at IS NULL AND key IS NOT NULL)
+RETURNING EXISTS (SELECT FROM tidegate.dead_letter WHERE resolved_at IS NULL AND key IS NOT NULL), committed_at
 """
 """$3, $4 the batch's last position, $5 my counter. The position never falls: a replay does not undo what is done.
 
-Answers whether a later change could resolve any letter; nothing when a newer holder has the shard, or it ended.
+Answers whether a later change could resolve any letter, and the time by which the transaction is known (`worker.fence`);
+nothing when a newer holder has the shard, or it ended.
 """
 
 MARKS = """
@@ -253,7 +254,7 @@ ON CONFLICT (stream, shard_id, source) DO UPDATE SET as_of = excluded.as_of WHER
 """Nothing is fresher than now: a back office whose clock ran ahead must not look fresh for as long afterwards."""
 
 LOCK_SHARD = """
-SELECT lease_counter FROM tidegate.shard WHERE stream = $1 AND shard_id = $2 FOR UPDATE
+SELECT lease_counter, committed_at FROM tidegate.shard WHERE stream = $1 AND shard_id = $2 FOR UPDATE
 """
 
 INHERIT = """

@@ -1,4 +1,6 @@
-"""PostgreSQL is killed and restarted under full load, and its connections are cut at any moment: nothing shows of it.
+"""PostgreSQL is killed and restarted under full load, and its connections are cut: nothing shows of it.
+
+They are cut at any moment, and right after a commit as well.
 
 A worker with a destination, two writers. One writes rows that nobody is told of, as fast as it can be told to. The other
 writes what a receiver must be told of, and what it must not: contents that were there before, changes of a backfill,
@@ -22,8 +24,8 @@ import pytest
 
 from tests.chaos.audit import ONCE
 from tests.chaos.scene import CALM, IS_LONG, SECONDS, SEED, report
-from tests.chaos.wire import Wire, wired
 from tests.chaos.writer import Load, Row, Writer, client_of
+from tests.integration.cable import COMMIT_ANSWERED, Cable
 from tests.integration.outbox_receiver import SECRET, Receiver, receiving
 from tests.integration.worker_rows import change, gadget
 from tests.integration.worker_stack import Stack, Worker, query, running, wait_for
@@ -81,7 +83,7 @@ class World:
     """What the chaos works on."""
 
     stack: Stack
-    wire: Wire
+    cable: Cable
     worker: Worker
     dice: random.Random
     terminated: int = 0
@@ -94,7 +96,12 @@ class World:
 
     async def cut_connections(self) -> None:
         """On the way, at a moment that is as good as any."""
-        self.wire.cut()
+        self.cable.cut()
+        await asyncio.sleep(self.dice.uniform(0, 0.5))
+
+    async def lose_an_answer(self) -> None:
+        """A commit is done, and nobody hears of it."""
+        self.cable.lose = COMMIT_ANSWERED
         await asyncio.sleep(self.dice.uniform(0, 0.5))
 
     async def terminate_backends(self) -> None:
@@ -117,12 +124,12 @@ class World:
 @pytest.mark.timeout(SECONDS + 300)
 async def test_a_database_that_is_killed_and_cut_off_under_full_load_shows_nothing_of_it(tmp_path: Path) -> None:
     receiver = Receiver()
-    async with running(tmp_path) as stack, receiving(receiver), wired(stack.postgres.port) as wire:
+    async with running(tmp_path) as stack, receiving(receiver), Cable(stack.postgres.port).plugged() as cable:
         await stack.fresh_stream("database", SHARDS)
-        dsn = stack.postgres.dsn.replace(f":{stack.postgres.port}/", f":{wire.port}/")
+        dsn = stack.postgres.dsn.replace(f":{stack.postgres.port}/", f":{cable.port}/")
         worker = await stack.start_worker(**settings(receiver, dsn))
         dice = random.Random(SEED)
-        world, teller = World(stack, wire, worker, dice), Teller(stack, random.Random(SEED))
+        world, teller = World(stack, cable, worker, dice), Teller(stack, random.Random(SEED))
         async with client_of(stack.kinesis_url) as client:
             writer = Writer(client, stack.stream, LOAD, SEED)
             async with asyncio.TaskGroup() as load:
@@ -154,13 +161,13 @@ def settings(receiver: Receiver, dsn: str) -> dict[str, Any]:
 async def do_harm(world: World) -> None:
     for _ in range(KILLS):
         for _ in range(CUTS):
-            await world.dice.choice([world.cut_connections, world.terminate_backends])()
+            await world.dice.choice([world.cut_connections, world.terminate_backends, world.lose_an_answer])()
         await world.kill_the_database()
-    for move in [world.cut_connections, world.terminate_backends] * CUTS:
+    for move in [world.cut_connections, world.terminate_backends, world.lose_an_answer] * CUTS:
         await move()
         await world.until_it_goes_on()
     # It was chaos indeed.
-    assert min(world.wire.cuts, world.terminated) > 0
+    assert min(world.cable.cuts, world.cable.lost, world.terminated) > 0
 
 
 async def positions(stack: Stack) -> dict[str, list[int]]:
@@ -228,7 +235,8 @@ def _figures(
 ) -> dict[str, Any]:
     outcomes = {name.partition('outcome="')[2].partition('"')[0]: int(count) for name, count in counts.items()}
     return {
-        "test": "database", "seed": SEED, "kills": KILLS, "connections_cut": world.wire.cuts,
-        "backends_terminated": world.terminated, "writes_retried": int(metrics["tidegate_writes_retried_total"]),
+        "test": "database", "seed": SEED, "kills": KILLS, "connections_cut": world.cable.cuts,
+        "answers_lost": world.cable.lost, "backends_terminated": world.terminated,
+        "writes_retried": int(metrics["tidegate_writes_retried_total"]),
         "outcomes": outcomes, "told": told, "posts": posts,
     }  # fmt: skip

@@ -91,10 +91,12 @@ async def test_every_position_of_kcl_is_read_as_it_is(dynamodb: Any, table: str)
 async def test_leases_of_2_x_have_no_kind_and_other_kinds_are_no_leases(dynamodb: Any, table: str) -> None:
     """2.x and 3.0 to 3.4 write no entityType; 3.5 writes it on every item, and keeps other things in the table."""
     await put(dynamodb, table, kcl_lease("old", NUMBER), kcl_lease("new", NUMBER, entityType={"S": "LEASE"}))
-    await put(dynamodb, table, *SIDE_ITEMS.values())
+    # The kind says it, whatever else the item holds.
+    await put(dynamodb, table, *SIDE_ITEMS.values(), kcl_lease("later kind", NUMBER, entityType={"S": "SHARD_GROUP"}))
     leases = await DynamoLeaseStore(dynamodb, table).scan()
     assert {lease.key for lease in leases} == {"old", "new"}
-    assert await DynamoLeaseStore(dynamodb, table).get("Leader") is None
+    for key in ("Leader", "later kind"):
+        assert await DynamoLeaseStore(dynamodb, table).get(key) is None
 
 
 def merged(**parents: str) -> list[Item]:

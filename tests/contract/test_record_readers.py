@@ -140,6 +140,7 @@ async def test_who_lost_touch_goes_on_without_loss(kinesis: Kinesis, start: Chec
             seen.append(await anext(deliveries))
     assert texts(seen) == ["a", "b", "c"]
     assert gaps(seen) == []
+    assert sum(delivery.size_bytes for delivery in seen) <= len("abbc"), "no more than the last is read once more"
 
 
 @pytest.mark.parametrize("comes_later", [True, False])
@@ -152,6 +153,24 @@ async def test_a_trimmed_checkpoint_is_a_gap(kinesis: Kinesis, *, comes_later: b
     assert len(gaps(found)) == 1
     assert str(done) in gaps(found)[0]
     assert texts(found) == (["later"] if comes_later else [])
+
+
+@pytest.mark.parametrize("retention_hours", [24, 48])
+async def test_the_oldest_records_are_at_the_edge_once_the_first_look_is_past_it(
+    kinesis: Kinesis, retention_hours: int
+) -> None:
+    if retention_hours > 24:
+        await kinesis.client.increase_stream_retention_period(StreamName=STREAM, RetentionPeriodHours=retention_hours)
+    first_look_s = kinesis.clock.now_s()
+    reader = await kinesis.reader(latest_s=first_look_s)
+    before_s = first_look_s - 3_600
+    assert not await reader.is_at_the_edge(before_s)
+    kinesis.clock.ahead_ms += 22 * HOUR_MS
+    assert not await reader.is_at_the_edge(before_s), "what is trimmed by now was old when the stream was first seen"
+    kinesis.clock.ahead_ms += 2 * HOUR_MS
+    assert await reader.is_at_the_edge(before_s) is (retention_hours == 24)
+    assert await reader.is_at_the_edge(first_look_s + 60) is (retention_hours == 24)
+    assert not await reader.is_at_the_edge(first_look_s + 2 * 3_600), "it is kept for longer than an hour"
 
 
 @pytest.mark.parametrize("is_trimmed", [True, False])

@@ -42,6 +42,7 @@ class ScriptedReader:
         self.shards = [PARENT, *CHILDREN]
         self.listed = 0
         self.first_sequence = 0
+        self.edge_s: float | None = None
 
     async def read(self, shard_id: str, start: Checkpoint) -> AsyncGenerator[Delivery, None]:
         self.start = start
@@ -60,6 +61,9 @@ class ScriptedReader:
 
     def is_foreign(self, shard_id: str, sequence: int) -> bool:
         return sequence < self.first_sequence
+
+    async def is_at_the_edge(self, arrival_s: float) -> bool:
+        return self.edge_s is not None and arrival_s < self.edge_s
 
 
 class MemorySink:
@@ -113,7 +117,7 @@ class World:
         self.reader, self.sink, self.store = reader, sink, store
         self.hold = self._hold(lease)
         self.consumer = Consumer(
-            reader=reader, sink=sink, decoder=Decoder(()), register=self.nothing, list_leases=store.scan,
+            reader=reader, sink=sink, decoder=Decoder(()), register=self.nothing, get_lease=store.get,
             breaker=Breaker(given.get("reject", RejectSettings(minimum=10_000))),  # type: ignore[arg-type]
             batch=given.get("batch", BatchSettings()),  # type: ignore[arg-type]
             settings=given.get("settings", ConsumerSettings(retry_max_ms=5)),  # type: ignore[arg-type]

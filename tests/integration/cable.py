@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 _CHUNK = 65_536
+# As PostgreSQL's protocol has them: the driver's Query, and CommandComplete.
+COMMIT_ASKED = b"Q\x00\x00\x00\x0cCOMMIT;\x00"
+COMMIT_ANSWERED = b"C\x00\x00\x00\x0bCOMMIT\x00"
 
 
 class Cable:
@@ -15,13 +18,16 @@ class Cable:
 
     is_dead     bytes vanish in both directions, and connections stay open: a host that died behind a router
     cut_one_in  a connection is reset after so many chunks on average; 0: never
+    lose        the next chunk that holds this is lost, and its connection reset; empty: none
     """
 
     def __init__(self, to_port: int, seed: int = 0) -> None:
         self.port = 0
         self.is_dead = False
         self.cut_one_in = 0
+        self.lose = b""
         self.cuts = 0
+        self.lost = 0
         self._to_port = to_port
         self._random = random.Random(seed)
         self._open: set[asyncio.StreamWriter] = set()
@@ -29,6 +35,7 @@ class Cable:
     def cut(self) -> None:
         """Reset every connection, as a failover does."""
         for writer in list(self._open):
+            self.cuts += 1
             writer.transport.abort()
 
     @asynccontextmanager
@@ -63,6 +70,10 @@ class Cable:
             while chunk := await reader.read(_CHUNK):
                 if self.is_dead:
                     continue
+                if self.lose and self.lose in chunk:
+                    self.lose = b""
+                    self.lost += 1
+                    break
                 if self.cut_one_in and self._random.randrange(self.cut_one_in) == 0:
                     self.cuts += 1
                     # Half of it may still arrive, or all of it, and the answer never.

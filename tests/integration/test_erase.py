@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import asyncpg
 import msgspec
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from local.kinesis.server import serving
 from local.kinesis.settings import Settings
@@ -18,7 +19,9 @@ from local.postgres import Postgres
 from tests.integration.letters_stack import cli, environment
 from tests.integration.worker_rows import SHAPES, batch, change, create_tables, gadget, quarantined, rows
 from tidegate import erasure
+from tidegate.database import Connection as Filing
 from tidegate.database import DatabaseSettings, connect
+from tidegate.errors import Transient
 from tidegate.event import Version
 from worker import dead_letter
 from worker.aurora import AuroraSink
@@ -205,6 +208,47 @@ async def test_a_letter_that_is_filed_while_its_row_is_erased_is_not_filed(
     assert await filing == WriteResult(rejected=1)
     await other.close()
     assert await rows(sql, "SELECT key FROM tidegate.dead_letter") == [("B",)]
+
+
+@pytest.mark.parametrize(("patience", "victim"), [("10ms", "worker"), ("20s", "erasure")])
+async def test_an_erasure_and_a_failure_with_strict_order_that_lock_each_other_out_both_come_through(
+    dsn: str, sink: AuroraSink, sql: Connection, patience: str, victim: str
+) -> None:
+    """With strict order a failure is filed before its row is touched; so the database has to choose a victim."""
+    strict = [replace(shape, is_strict=True) for shape in SHAPES]
+    whole = batch(change("A", 1, gadget("A", note="Secret")), change("A", 2, gadget("A", pieces="Secret")))
+    tries = 0
+
+    async def file_slowly(connection: Filing, *given: Any) -> None:
+        nonlocal tries
+        await dead_letter.file(connection, *given)
+        tries += 1
+        if tries == 1:
+            await connection.execute(f"SET LOCAL deadlock_timeout = '{patience}'")
+            # The erasure has locked the row by then, and waits for the letters.
+            await until_waiting(sql)
+
+    async with connect(dsn, DatabaseSettings(), "test") as database:
+        slow = AuroraSink(database, "stream", strict, file_slowly)
+
+        async def write() -> WriteResult:
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        return await slow.write(whole, 1)
+                    except Transient:
+                        # As the consumer does it.
+                        await asyncio.sleep(0.05)
+
+        writing = asyncio.create_task(write())
+        async with asyncio.timeout(10):
+            while not tries:
+                await asyncio.sleep(0.01)
+        said = await cli(*ERASE, "--yes")
+        assert said.code == 0, said.err
+        assert sum(await writing) == 2
+    assert tries == (2 if victim == "worker" else 1)
+    assert "Secret" not in await everything(sql)
 
 
 async def until_waiting(sql: Connection) -> None:

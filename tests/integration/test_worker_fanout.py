@@ -14,9 +14,11 @@ from aiohttp import web
 from local.kinesis import eventstream
 from tests.contract.record_readers import (
     CONSUMER,
+    HOUR_MS,
     QUICK,
     SHARD,
     STREAM,
+    gaps,
     metric,
     records,
     release,
@@ -108,6 +110,41 @@ async def test_our_own_subscriptions_keep_their_distance(tmp_path: Path) -> None
                 release(await anext(deliveries))
         assert began[1] - began[0] >= 0.29
         assert began[2] - began[1] >= 0.29
+
+
+@pytest.mark.parametrize("retention_hours", [24, 48])
+async def test_what_is_trimmed_under_a_subscription_is_a_gap(tmp_path: Path, retention_hours: int) -> None:
+    """So far behind that the stream trims what would come next; the subscription is good all the time, and silent."""
+    async with serving_kinesis(tmp_path, "fan_out") as kinesis:
+        if retention_hours > 24:
+            await kinesis.client.increase_stream_retention_period(
+                StreamName=STREAM, RetentionPeriodHours=retention_hours
+            )
+        # More than what sockets hold: it is not on its way yet when it is trimmed.
+        large, old, young = 700_000, "abcdefghijklmnopqrstuvw", "xyz"
+        await kinesis.put(*[letter * large for letter in old])
+        kinesis.clock.ahead_ms = 600_000
+        await kinesis.put(*[letter * large for letter in young])
+        kinesis.clock.ahead_ms = 24 * HOUR_MS - 120_000
+        kinesis.memory = ReadMemory(large + 1_000)
+        seen: list[Delivery] = []
+        reader = await kinesis.reader()
+        async with asyncio.timeout(20), aclosing(reader.read(SHARD, TRIM_HORIZON)) as deliveries:
+            while not records(seen):
+                seen.append(await anext(deliveries))
+            kinesis.clock.ahead_ms += 240_000
+            # The stand-in trims when it is spoken to.
+            await kinesis.put("#")
+            release(seen[-1])
+            while texts(seen)[-1] != "#":
+                seen.append(await anext(deliveries))
+                release(seen[-1])
+        letters = "".join(text[0] for text in texts(seen)).removesuffix("#")
+        if retention_hours == 24:
+            assert letters[-len(young) - 1 :] != old[-1] + young, "something is missing"
+            assert len(gaps(seen)) == 1
+        else:
+            assert (letters, gaps(seen)) == (old + young, [])
 
 
 async def test_while_nobody_takes_the_records_nothing_more_is_read(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class Fleet:
     async def working(self) -> AsyncIterator[list[Hold]]:
         consumer = Consumer(
             reader=self.reader, sink=self.sink, decoder=Decoder(()), register=self._nothing,
-            list_leases=self.store.scan, breaker=Breaker(RejectSettings(minimum=1_000_000)),
+            get_lease=self.store.get, breaker=Breaker(RejectSettings(minimum=1_000_000)),
             batch=BatchSettings(max_records=40), settings=ConsumerSettings(retry_max_ms=20),
         )  # fmt: skip
         holds: list[Hold] = []

@@ -185,6 +185,28 @@ async def test_from_the_horizon_the_position_of_the_database_must_be_there(first
     assert [note.position for note in made.sink.notes] == [Position(5, -1)] * gaps
 
 
+@pytest.mark.parametrize(
+    ("edge_s", "position", "checkpoint", "gaps"),
+    [
+        (100.0, None, TRIM_HORIZON, 1),
+        (100.0, None, LATEST, 1),
+        (99.0, None, TRIM_HORIZON, 0),  # the first record is younger than what will be trimmed next
+        (None, None, TRIM_HORIZON, 0),  # the stream has not been looked at for so long
+        (100.0, Position(5, 0), TRIM_HORIZON, 0),  # a person rewound it, and nothing is missing
+    ],
+)
+async def test_what_was_never_read_and_begins_where_the_stream_is_trimmed_may_have_a_gap(
+    edge_s: float | None, position: Position | None, checkpoint: Checkpoint, gaps: int
+) -> None:
+    first = replace(delivery(5, 6).records[0], arrival=99.0)
+    reader = ScriptedReader(delivery(behind=1), replace(delivery(behind=1), records=(first,)), delivery(7))
+    reader.edge_s = edge_s
+    made = await world(reader, MemorySink(position), checkpoint)
+    async with working(made):
+        await until(lambda: bool(made.sink.batches) and made.sink.positions[-1] == 7)
+    assert [(note.position, note.reason) for note in made.sink.notes] == [(Position(0, -1), "gap")] * gaps
+
+
 async def test_two_gaps_of_one_life_are_two_letters() -> None:
     deliveries = [delivery(9, gap="one"), delivery(20, gap="another")]
     made = await world(ScriptedReader(*deliveries), MemorySink(Position(5, 0)), at("5"))

@@ -91,6 +91,42 @@ def test_what_points_outside_the_tables_is_left_whole() -> None:
     assert kpl.split(framed(key)) is None, "an aggregate of nothing must not vanish"
 
 
+def test_however_a_record_is_written_it_is_the_same() -> None:
+    keys = [f"key {number}" for number in range(20_000)]
+    table = b"".join(field(1, key.encode()) for key in keys) + field(2, b"7")
+    for number in (0, 127, 128, 16_383, 16_384):
+        for body in (b"", b"x" * 127, b"x" * 128, b"x" * 70_000):
+            key, explicit, data = field(1, number), field(2, 0), field(3, body)
+            for record in (key + explicit + data, data + explicit + key, key + data + explicit):
+                assert kpl.split(framed(table + field(3, record))) == [kpl.UserRecord(keys[number], 7, body)]
+            unknown = field(9, b"?") + field(10, 300) + varint(11 << 3 | 5) + bytes(4) + varint(12 << 3 | 1) + bytes(8)
+            for record in (unknown + key + data, key + unknown + data, key + data + unknown):
+                expected = kpl.UserRecord(keys[number], kpl.hash_key(keys[number]), body)
+                assert kpl.split(framed(unknown + table + field(3, record) + unknown)) == [expected]
+
+
+def test_a_tag_that_nobody_writes_so_leaves_it_whole_and_loses_no_record() -> None:
+    record = field(1, 0) + field(3, b"x")
+    message = field(1, b"k") + field(3, record)
+    assert kpl.split(framed(message)) is not None
+    long_tag = bytes([0x80 | 3 << 3 | 2, 0])
+    assert kpl.split(framed(message + long_tag + varint(len(record)) + record)) is None
+    assert kpl.split(framed(message + varint(3 << 3) + varint(1))) is None, "a number where a record belongs"
+
+
+@given(user_records, st.data())
+def test_a_message_that_is_cut_short_is_left_whole(
+    records: list[tuple[str, int | None, bytes]], data: st.DataObject
+) -> None:
+    """Its checksum is good, so only the parser can tell."""
+    message = aggregate(records)[len(kpl.MAGIC) : -16]
+    found = kpl.split(framed(message[: data.draw(st.integers(0, len(message) - 1))]))
+    whole = kpl.split(framed(message))
+    assert whole is not None
+    # At the end of a record it is a shorter aggregate.
+    assert found is None or found == whole[: len(found)]
+
+
 def test_the_bytes_of_a_real_producer() -> None:
     # From the format's public description: table ["a"], one record, index 0, payload "hello".
     message = bytes.fromhex("0a01611a0908001a0568656c6c6f")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Iterator
+import random
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -16,7 +19,12 @@ from tidegate.bubble import Bubble
 from tidegate.cli.console import confirm, database, shown, who
 from tidegate.cli.dead_letters_show import answer
 from tidegate.erasure import Erased, Erasure, Reference, shape_of
-from tidegate.errors import Fatal, TidegateError
+from tidegate.errors import Fatal, TidegateError, Transient
+
+Result = TypeVar("Result")
+
+_TRIES = 5
+_WAIT_S = 1.0
 
 ROWS = {
     "content": "its content is removed; the tombstone stays",
@@ -63,7 +71,7 @@ async def _erase(arguments: argparse.Namespace, bubble: Bubble) -> Report:
             confirm(f"Erase {erased.entity} {shown(erased.key)} for good?", yes=arguments.yes)
             async with opened.transaction("ask who is asking") as connection:
                 by = await who(connection)
-            erased = await erasure.erase(by)
+            erased = await _patiently(partial(erasure.erase, by))
         return Report(
             erased=erased,
             streams=[await _stream(name) for name in await erasure.streams()],
@@ -82,7 +90,7 @@ async def _undo(arguments: argparse.Namespace, bubble: Bubble) -> int:
             confirm(f"Let {found.entity} {shown(found.key)} in again?", yes=arguments.yes)
             async with opened.transaction("ask who is asking") as connection:
                 by = await who(connection)
-            undone = await erasure.undo(by)
+            undone = await _patiently(partial(erasure.undo, by))
     if arguments.json:
         print(answer({"entity": shape.name, "key": arguments.key, "undone": undone, "dry_run": arguments.dry_run}))
         return 0
@@ -93,6 +101,16 @@ async def _undo(arguments: argparse.Namespace, bubble: Bubble) -> int:
     print(f"{name} {'would be' if arguments.dry_run else 'is'} let in again: its next change brings it back;")
     print("to bring it back unchanged, start the poller once with TIDEGATE_REPUBLISH=<source>")
     return 0
+
+
+async def _patiently(step: Callable[[], Awaitable[Result]]) -> Result:
+    """Do it again when a worker was in the way: where two lock each other out, the database chooses one to begin anew."""
+    for _ in range(_TRIES - 1):
+        try:
+            return await step()
+        except Transient:
+            await asyncio.sleep(random.uniform(0, _WAIT_S))
+    return await step()
 
 
 async def _stream(name: str) -> Stream:
