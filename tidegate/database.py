@@ -199,10 +199,26 @@ class Database:
                 except BaseException as error:
                     await self._undo(connection, transaction, error)
                     raise
-                if _is_read_only(connection):
-                    await self._pool.expire_connections()
-                else:
-                    self._answered_s = asyncio.get_running_loop().time()
+                await self._answered(connection)
+
+    @asynccontextmanager
+    async def statement(self, doing: str) -> AsyncIterator[Connection]:
+        """A connection for one statement, which is a transaction of its own. Raises as `transaction` does."""
+        with database_errors(doing):
+            async with self._acquired() as connection:
+                try:
+                    yield connection
+                except BaseException as error:
+                    await self._undo(connection, None, error)
+                    raise
+                await self._answered(connection)
+
+    async def _answered(self, connection: Connection) -> None:
+        """It did as it was told; but a server that takes no writes must not be asked again."""
+        if _is_read_only(connection):
+            await self._pool.expire_connections()
+        else:
+            self._answered_s = asyncio.get_running_loop().time()
 
     async def probe(self, within_s: float) -> None:
         """Ask whether it answers and takes writes. Raises Transient when it does not `within_s`, and Fatal."""
@@ -240,7 +256,7 @@ class Database:
             )
         return f"no connection within {min(settings.connect_timeout_s, settings.acquire_timeout_s):g} s"
 
-    async def _undo(self, connection: Connection, transaction: Transaction, error: BaseException) -> None:
+    async def _undo(self, connection: Connection, transaction: Transaction | None, error: BaseException) -> None:
         """Leave no transaction behind, and no connection that cannot be trusted."""
         if _says_read_only(error):
             # After a failover every pooled connection leads to a reader.
@@ -250,7 +266,7 @@ class Database:
             if isinstance(error, TimeoutError | asyncio.CancelledError):
                 # The server does not answer, or nobody waits for its answer: to ask it for more may take as long again.
                 connection.terminate()
-            elif connection.is_in_transaction():
+            elif transaction is not None and connection.is_in_transaction():
                 await transaction.rollback()
 
 

@@ -25,6 +25,7 @@ from worker.counting import Counting
 from worker.decode import rejected
 from worker.fence import Done, Fence
 from worker.ports import Decode, DrainStep, ShardState, WriteResult
+from worker.replays import Replays
 from worker.routes import NO_ROUTES, Routes
 from worker.settled import Settled, failed
 from worker.statements import EntityStatements
@@ -65,8 +66,7 @@ class AuroraSink:
         self._routes = routes
         self._queued = queued
         self._fence = Fence(stream)
-        # Shards that were just opened, or whose last batch was in the table already: the next may be as well.
-        self._replaying: set[str] = set()
+        self._replays = Replays(database, stream, self._statements)
 
     async def check(self) -> None:
         """Raises Fatal when a table is missing or has other columns than this bubble, Transient when nobody answers."""
@@ -99,13 +99,14 @@ class AuroraSink:
         if row is None:
             return None
         self._fence.forget(shard_id)
-        self._replaying.add(shard_id)
+        self._replays.begin(shard_id)
         sequence, sub, stored_counter = row
         return ShardState(None if sequence is None else Position(int(sequence), sub), stored_counter)
 
     async def write(self, batch: Batch, counter: int) -> WriteResult:
         try:
-            return await self._write(batch, counter, careful=False)
+            passed = None if self._fence.is_waiting(batch.shard_id) else await self._replays.passed(batch, counter)
+            return passed or await self._write(batch, counter, careful=False)
         except Rejected:
             pass
         try:
@@ -152,7 +153,7 @@ class AuroraSink:
             await connection.execute(statements.ADD, self._stream, sorted(child_ids))
             await connection.execute(statements.INHERIT, self._stream, shard_id, sorted(child_ids))
             await connection.execute(statements.REMOVE_SHARD, self._stream, shard_id)
-        self._replaying.discard(shard_id)
+        self._replays.end(shard_id)
 
     async def _write(self, batch: Batch, counter: int, *, careful: bool) -> WriteResult:
         async with self._database.transaction(f"write a batch of {batch.shard_id}") as connection:
@@ -191,12 +192,10 @@ class AuroraSink:
         return Done(counted, await self._queue(connection, projection.applied))
 
     async def _count(self, connection: Connection, shard_id: str, changes: Sequence[Change]) -> WriteResult:
-        counting = Counting(connection, self._statements, is_replay=shard_id in self._replaying)
+        counting = Counting(connection, self._statements)
         result = await counting.write(changes)
-        if counting.has_written:
-            self._replaying.discard(shard_id)
-        elif changes:
-            self._replaying.add(shard_id)
+        if changes and not counting.has_written:
+            self._replays.begin(shard_id)
         return result
 
     async def _in_order(self, connection: Connection, changes: Sequence[Change], *, has_open: bool) -> parking.Split:

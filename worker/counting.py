@@ -1,8 +1,7 @@
 """Writes rows of which nobody asks what became of which: the database counts, and no row comes back.
 
 That is the rule: no destination wants to be told of a change, and no dead letter is open. And it is twice as quick as to
-have each row named. Where the rows may be in the table already, as after a crash or when a stream is read once more,
-it is asked before anything is written: to be held off by its version costs a row as much as to be written, a look does not.
+have each row named.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ from worker.statements import EntityStatements
 
 
 class Counting:
-    """The entity tables' part of one transaction. `is_replay`: ask first. `has_written`: it was not for nothing."""
+    """The entity tables' part of one transaction. `has_written`: it was not for nothing."""
 
-    def __init__(self, connection: Connection, prepared: Mapping[str, EntityStatements], *, is_replay: bool) -> None:
+    def __init__(self, connection: Connection, prepared: Mapping[str, EntityStatements]) -> None:
         self._connection = connection
         self._statements = prepared
-        self._is_replay = is_replay
         self.has_written = False
 
     async def write(self, changes: Sequence[Change]) -> WriteResult:
@@ -35,21 +33,14 @@ class Counting:
         return total._replace(coalesced=len(newest.dropped))
 
     async def _write(self, prepared: EntityStatements, rows: Sequence[Change]) -> WriteResult:
-        if self._is_replay:
-            held, same = await self._held(prepared, rows)
-            if held == len(rows):
-                return WriteResult(unchanged=same, stale=held - same)
         written, applied = await self._fetch(prepared.count, prepared.rows(rows))
         self.has_written |= written > 0
         unchanged = written - applied
         if written == len(rows):
             return WriteResult(applied=applied, unchanged=unchanged)
         # The others stand in the table as they are here, or are newer there. What was written stands so, too.
-        held, same = await self._held(prepared, rows)
+        held, same = await self._fetch(prepared.held, prepared.versions(rows))
         return WriteResult(applied=applied, unchanged=same - applied, stale=held - same)
-
-    async def _held(self, prepared: EntityStatements, rows: Sequence[Change]) -> tuple[int, int]:
-        return await self._fetch(prepared.held, prepared.versions(rows))
 
     async def _fetch(self, statement: str, arguments: Sequence[str]) -> tuple[int, int]:
         one, other = await self._connection.fetchrow(statement, *arguments) or (0, 0)

@@ -229,7 +229,9 @@ STATE = """
 SELECT sequence_number, sub_sequence, lease_counter FROM tidegate.shard WHERE stream = $1 AND shard_id = $2
 """
 
-FENCE = """
+_OPEN_LETTERS = "EXISTS (SELECT FROM tidegate.dead_letter WHERE resolved_at IS NULL AND key IS NOT NULL)"
+
+_MOVE = """
 UPDATE tidegate.shard
 SET (sequence_number, sub_sequence) = (
         SELECT sequence_number, sub_sequence
@@ -238,13 +240,21 @@ SET (sequence_number, sub_sequence) = (
         ORDER BY p.sequence_number DESC, p.sub_sequence DESC LIMIT 1),
     lease_counter = $5, committed_at = now()
 WHERE stream = $1 AND shard_id = $2 AND lease_counter <= $5
-RETURNING EXISTS (SELECT FROM tidegate.dead_letter WHERE resolved_at IS NULL AND key IS NOT NULL), committed_at
+"""
+
+FENCE = f"""{_MOVE}
+RETURNING {_OPEN_LETTERS}, committed_at
 """
 """$3, $4 the batch's last position, $5 my counter. The position never falls: a replay does not undo what is done.
 
 Answers whether a later change could resolve any letter, and the time by which the transaction is known (`worker.fence`);
 nothing when a newer holder has the shard, or it ended.
 """
+
+FENCE_IF = f"""{_MOVE}
+AND NOT {_OPEN_LETTERS} AND {{}} RETURNING shard_id
+"""
+"""The same on a condition, and not when a later change could resolve any letter: then nothing is moved or answered."""
 
 MARKS = """
 INSERT INTO tidegate.watermark AS stored (stream, shard_id, source, as_of)
