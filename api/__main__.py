@@ -1,4 +1,4 @@
-"""`python -m api`: serve the reads over HTTP until SIGTERM.
+"""`python -m api`: serve the API over HTTP until SIGTERM.
 
 Exit codes: 0 after a graceful stop, 1 for our own errors, 2 for wrong arguments, 70 for a bug.
 """
@@ -15,7 +15,7 @@ from tidegate.command_line import answered
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
-    code = answered("api", "Serve the reads over HTTP until SIGTERM.", service.ServiceSettings, arguments)
+    code = answered("api", "Serve the API over HTTP until SIGTERM.", service.ServiceSettings, arguments)
     return lifecycle.main(service.run, drain_budget_s=30.0) if code is None else code
 
 

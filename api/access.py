@@ -7,7 +7,8 @@ decided here too; `Bubble.scopes` declares it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -17,8 +18,9 @@ from api.request import Request
 from tidegate.bubble import Bubble, Viewer
 from tidegate.entity import EVERYONE
 
-__all__ = ["Caller", "Claims", "encode_viewers", "identified", "viewers_of"]
+__all__ = ["Caller", "Claims", "admit", "encode_viewers", "identified", "viewers_of"]
 
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _encoder = msgspec.json.Encoder()
 
 
@@ -51,15 +53,19 @@ def identified(request: Request, bubble: Bubble) -> Caller:
         challenge = 'Bearer error="invalid_token"' if why else "Bearer"
         detail = why or "send an access token: Authorization: Bearer <token>"
         raise Refused(401, "unidentified", "Unauthorized", detail, headers={"WWW-Authenticate": challenge})
-    held = scopes_of(request.claims)
-    for scope in bubble.scopes_of(request.path):
-        if held.isdisjoint(scope.any_of):
+    admit(request.claims, bubble, request.path)
+    return Caller(viewers_of(request.claims, bubble.viewers), request.claims)
+
+
+def admit(claims: Claims, bubble: Bubble, path: str) -> None:
+    """Raises Refused unless these claims have the scopes that open the path."""
+    for scope in bubble.scopes_of(path):
+        if scopes_of(claims).isdisjoint(scope.any_of):
             wanted = " ".join(scope.any_of)
             challenge = f'Bearer error="insufficient_scope", scope="{wanted}"'
             detail = f"the token has none of the scopes that open {scope.path}: {wanted}"
             headers = {"WWW-Authenticate": challenge}
             raise Refused(403, "insufficient-scope", "Forbidden", detail, headers=headers)
-    return Caller(viewers_of(request.claims, bubble.viewers), request.claims)
 
 
 def viewers_of(claims: Claims, declared: Iterable[Viewer]) -> dict[str, list[str]]:
@@ -70,15 +76,16 @@ def viewers_of(claims: Claims, declared: Iterable[Viewer]) -> dict[str, list[str
     """
     found: dict[str, set[str]] = {EVERYONE: {"*"}}
     for viewer in declared:
-        claim = claims.get(viewer.claim)
+        if (claim := claims.get(viewer.claim)) is None:
+            continue
         for value in _values(claim) if viewer.many else _one(claim):
             if value.startswith(viewer.prefix) and _storable(identity := value[len(viewer.prefix) :]):
                 found.setdefault(viewer.kind, set()).add(identity)
     return {kind: sorted(ids) for kind, ids in sorted(found.items())}
 
 
-def encode_viewers(viewers: Mapping[str, list[str]]) -> str:
-    """The value of the transaction-local setting `tidegate.viewers`."""
+def encode_viewers(viewers: Mapping[str, Sequence[str]]) -> str:
+    """The same for the same viewers: what is bound to a caller, or remembered for one, is bound to this."""
     return _encoder.encode(viewers).decode()
 
 
@@ -94,4 +101,4 @@ def _values(claim: object) -> list[str]:
 
 def _storable(identity: str) -> bool:
     """PostgreSQL's jsonb refuses NUL and lone surrogates, and no row's field can hold them."""
-    return bool(identity) and "\0" not in identity and not any("\ud800" <= char <= "\udfff" for char in identity)
+    return bool(identity) and _UNSTORABLE.search(identity) is None

@@ -21,7 +21,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
 
     def with_headers(self, headers: Mapping[str, str]) -> Answer:
-        return msgspec.structs.replace(self, headers={**self.headers, **headers})
+        return msgspec.structs.replace(self, headers={**self.headers, **headers}) if headers else self
 
 
 def freshness_headers(as_of: Mapping[str, datetime | None], unwatermarked: Sequence[str]) -> dict[str, str]:

@@ -22,15 +22,15 @@ from typing import Protocol
 import msgspec
 
 from api import changes, queries, reports, selection
-from api.access import Caller, encode_viewers, identified
-from api.answer import HTML_TYPE, JSON_TYPE, Answer, Refused, Where, as_of_then, problem, representation
+from api.access import Caller, admit, encode_viewers, identified
+from api.answer import HTML_TYPE, JSON_TYPE, Answer, Refused, Where, as_of_then, representation
 from api.catalog import Collection, collections_of, feeds_of
 from api.changes import Since
 from api.cursor import Cursors, Position
 from api.database import Read
-from api.faults import finished
+from api.faults import answered
 from api.filters import filters_of, only, shown
-from api.queries import Query
+from api.queries import Query, Viewers
 from api.reports import Results
 from api.request import Request
 from api.selection import DEFAULT_LIMIT, LARGEST_LIMIT, Selection
@@ -48,7 +48,7 @@ _LIMIT = re.compile(r"[1-9][0-9]{0,8}")
 class Reads(Protocol):
     """What the routes need of a database."""
 
-    async def read(self, viewers: str, query: Query, sources: Sequence[str]) -> Read: ...
+    async def read(self, viewers: Viewers, query: Query, sources: Sequence[str]) -> Read: ...
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,12 +69,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A request whose caller is known: as the policies see him, and as cursors are bound to him."""
+    """A request whose caller is known."""
 
     request: Request
-    kinds: tuple[str, ...]
-    viewers: str
-    caller: str
+    by: Caller
+
+    @property
+    def caller(self) -> str:
+        """Whom a cursor is bound to: subject, client and view."""
+        return f"{self.by.subject}\n{self.by.client}\n{encode_viewers(self.by.viewers)}"
 
 
 class App:
@@ -105,11 +108,7 @@ class App:
 
     async def answer(self, request: Request) -> Answer:
         """Raises Transient, Rejected or Fatal as the database does; `api.faults` makes answers of them."""
-        try:
-            answer = await self._routed(request)
-        except Refused as refused:
-            answer = problem(refused, request.request_id)
-        return finished(answer, request.request_id)
+        return await answered(request, self._routed)
 
     async def _routed(self, request: Request) -> Answer:
         if request.method != "GET":
@@ -120,7 +119,7 @@ class App:
         if request.path == _PREFIX + _PAGE:
             text, headers = self._page_for_people
             return representation(text, request.headers.get("if-none-match")).with_headers(headers)
-        asked = _asked(request, identified(request, self._bubble))
+        asked = Asked(request, identified(request, self._bubble))
         name, slash, key = request.path.removeprefix(_PREFIX).partition("/")
         if name == _REPORTS and request.path.startswith(_PREFIX):
             answer = await self._report(asked, key) if slash else self._report_list(asked)
@@ -141,20 +140,19 @@ class App:
         return {"Cache-Control": f"private, max-age=0, stale-while-revalidate={seconds}"} if seconds else {}
 
     async def _page(self, asked: Asked, collection: Collection) -> Answer:
-        shape, query = collection.shape, asked.request.query
-        limit = limit_of(asked.request)
-        wanted = selection.listed(shape, collection.joins, query)
+        shape, limit = collection.shape, limit_of(asked.request)
+        wanted = selection.listed(shape, collection.joins, asked.request.query)
         bound = f"{shape.collection} {wanted.text()}"
         after = self._after(asked, bound)
-        # One row more than asked for tells whether there is a next page.
-        read, freshness = await self._read(
-            asked, collection, wanted, queries.page(shape, wanted, limit=limit + 1, after=after, kinds=asked.kinds)
-        )
-        rows = [queries.placed(item) for item in read.items[:limit]]
-        cursor = "null"
-        if len(read.items) > limit:
-            cursor = f'"{self._options.cursors.seal(asked.caller, bound, rows[-1].position())}"'
-        body = f'{{"items":[{",".join(row.row for row in rows)}],"next_cursor":{cursor}}}'
+        query = queries.page(shape, wanted, limit=limit, after=after, viewers=asked.by.viewers)
+        read, freshness = await self._read(asked, collection, wanted, query)
+        rows, cursor = read.items[:limit], "null"
+        if len(rows) == limit:
+            last = queries.placed(rows[-1])
+            rows[-1] = last.row
+            if len(read.items) > limit:
+                cursor = f'"{self._options.cursors.seal(asked.caller, bound, last.position())}"'
+        body = f'{{"items":[{",".join(rows)}],"next_cursor":{cursor}}}'
         return representation(body, asked.request.headers.get("if-none-match")).with_headers(freshness)
 
     async def _row(self, asked: Asked, collection: Collection, key: str) -> Answer:
@@ -207,14 +205,14 @@ class App:
             raise Refused(404, "no-such-report", "No such report", f"the reports are: {there}", where=where)
         shape = describe(report.entity)
         filters = filters_of([shape.field(each) for each in report.filters], asked.request.query, ())
-        key = f"{name} {Selection((), filters=filters).text()} {asked.viewers}"
+        key = f"{name} {Selection((), filters=filters).text()} {encode_viewers(asked.by.viewers)}"
         now = self._options.now()
         known = self._results.get(key, now)
         read, freshness = await self._read(
             asked,
             self._collections[shape.collection],
             Selection(()),
-            reports.query(report, shape, filters, known, asked.kinds),
+            reports.query(report, shape, filters, known, asked.by.viewers),
         )
         found = reports.result(read.items, known, now, report.most_rows)
         if found is None:
@@ -240,9 +238,12 @@ class App:
         self, asked: Asked, collection: Collection, wanted: Selection, query: Query
     ) -> tuple[Read, dict[str, str]]:
         """The rows, and the headers that say how fresh they are: they and all that is embedded in them."""
-        embedded = [source for join in wanted.joins for source in self._collections[join.shape.collection].sources]
-        feeds = feeds_of([*collection.sources, *embedded])
-        read = await self._database.read(asked.viewers, query, feeds.watermarked)
+        shown = [collection, *(self._collections[join.shape.collection] for join in wanted.joins)]
+        for each in shown:
+            # What the scope of a collection closes, no report and no embedding opens.
+            admit(asked.by.claims, self._bubble, _PREFIX + each.shape.collection)
+        feeds = feeds_of(source for each in shown for source in each.sources) if wanted.joins else collection.feeds
+        read = await self._database.read(asked.by.viewers, query, feeds.watermarked)
         return read, feeds.headers(read.as_of, self._options.now())
 
     def _after(self, asked: Asked, bound: str) -> Position | None:
@@ -258,11 +259,6 @@ class App:
 def _gone(why: str) -> Refused:
     detail = f"the cursor cannot be followed: {why}; start again without a cursor, and read the collection anew"
     return Refused(410, "cursor-gone", "Cursor gone", detail, where=Where("query", "cursor"))
-
-
-def _asked(request: Request, caller: Caller) -> Asked:
-    viewers = encode_viewers(caller.viewers)
-    return Asked(request, tuple(caller.viewers), viewers, f"{caller.subject}\n{caller.client}\n{viewers}")
 
 
 def no_such_row(collection: Collection, headers: dict[str, str]) -> Refused:

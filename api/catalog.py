@@ -13,14 +13,6 @@ from tidegate.bubble import Bubble, Source
 from tidegate.entity import EntityShape
 
 
-class Collection(msgspec.Struct, frozen=True):
-    """One entity as a REST resource. `joins` is embed's name → what it shows, in the order of their declaration."""
-
-    shape: EntityShape
-    joins: Mapping[str, Join]
-    sources: tuple[Source, ...]
-
-
 class Feeds(msgspec.Struct, frozen=True):
     """The sources whose rows are in an answer: those that can say how fresh they are, and the others."""
 
@@ -33,6 +25,20 @@ class Feeds(msgspec.Struct, frozen=True):
         headers = freshness_headers(as_of, self.unwatermarked)
         stale = [name for name, most_s in self.objectives if _is_older(as_of.get(name), now, most_s)]
         return headers | ({"Data-Stale": ",".join(stale)} if stale else {})
+
+
+class Collection(msgspec.Struct, frozen=True):
+    """One entity as a REST resource.
+
+    joins    embed's name → what it shows, in the order of their declaration
+    sources  what its rows come from
+    feeds    the same, for answers in which nothing is embedded
+    """
+
+    shape: EntityShape
+    joins: Mapping[str, Join]
+    sources: tuple[Source, ...]
+    feeds: Feeds
 
 
 def _is_older(as_of: datetime | None, now: datetime, most_s: float) -> bool:
@@ -53,11 +59,9 @@ def feeds_of(sources: Iterable[Source]) -> Feeds:
 def collections_of(bubble: Bubble) -> dict[str, Collection]:
     """Name of the collection → its resource, in the order of the bubble's entities."""
     shapes = {shape.collection: shape for shape in bubble.shapes}
-    return {
-        name: Collection(
-            shape,
-            {embed.name: Join(embed, shapes[embed.collection]) for embed in shape.embeds},
-            bubble.sources_of(shape.name),
-        )
-        for name, shape in shapes.items()
-    }
+    found = {}
+    for name, shape in shapes.items():
+        joins = {embed.name: Join(embed, shapes[embed.collection]) for embed in shape.embeds}
+        sources = bubble.sources_of(shape.name)
+        found[name] = Collection(shape, joins, sources, feeds_of(sources))
+    return found

@@ -19,7 +19,7 @@ from functools import lru_cache
 import msgspec
 
 from api.cursor import Position
-from api.queries import TYPES, Query, placed, shown_row
+from api.queries import TYPES, Query, given, placed, shown_row
 from api.selection import Selection
 from tidegate.access import quoted
 from tidegate.entity import EntityShape, Field
@@ -76,8 +76,7 @@ def query(shape: EntityShape, fields: Sequence[Field], since: Place | None, limi
     """Up to `limit` changes and one more, if there is one; without a place only where to begin."""
     if since is None:
         return Query(BEGINNING, {})
-    arguments: dict[str, object] = {"since": since.xid, "key": since.key, "limit": limit + 1}
-    return Query(_statement(shape, fields), arguments)
+    return Query(_statement(shape, fields, limit + 1), {"since": since.xid, "key": since.key})
 
 
 def page(items: Sequence[str], since: Place | None, limit: int) -> Changes:
@@ -111,10 +110,10 @@ BEGINNING = f"SELECT ARRAY[{_ENDS.format(held='false')}]"
 
 
 @lru_cache(maxsize=256)
-def _statement(shape: EntityShape, fields: Sequence[Field]) -> str:
+def _statement(shape: EntityShape, fields: Sequence[Field], limit: int) -> str:
     """Both halves read the same span; a row that is visible again is none that left."""
     key, table, changed = quoted(shape.key.name), quoted(shape.table), quoted(CHANGED)
-    since, limit = "($1 ->> 'since')::bigint", "($1 ->> 'limit')::bigint"
+    since, after = f"{given('since')}::bigint", given("key")
     end = f"(SELECT {_END})"
     stored_key = f'stored.{key}::text COLLATE "C"'
     columns = ", ".join(f"stored.{quoted(field.name)}" for field in shape.fields)
@@ -131,11 +130,11 @@ def _statement(shape: EntityShape, fields: Sequence[Field]) -> str:
         f"SELECT {columns}, stored.{changed} FROM {table} AS stored "
         # The first comparison is what the index is asked, the second cuts a transaction in two.
         f"WHERE stored.{changed} >= {since} AND stored.{changed} < {end} "
-        f"AND (stored.{changed}, {stored_key}) > ({since}, $1 ->> 'key') "
+        f"AND (stored.{changed}, {stored_key}) > ({since}, {after}) "
         f"ORDER BY stored.{changed}, {stored_key} LIMIT {limit}) AS stored {shown_row(fields, (), shape.key)}) "
         'UNION ALL (SELECT gone.xid, gone.key COLLATE "C", NULL FROM tidegate.departure AS gone '
         f"WHERE gone.relation = '{shape.table}' AND gone.xid >= {since} AND gone.xid < {end} "
-        f"AND (gone.xid, gone.key COLLATE \"C\") > ({since}, $1 ->> 'key') "
+        f'AND (gone.xid, gone.key COLLATE "C") > ({since}, {after}) '
         f"AND NOT EXISTS (SELECT FROM {table} AS stored WHERE stored.{key} = gone.key::{TYPES[shape.key.kind]}) "
         f'ORDER BY gone.xid, gone.key COLLATE "C" LIMIT {limit})'
         f") AS found ORDER BY xid, key LIMIT {limit})"

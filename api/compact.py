@@ -26,7 +26,6 @@ ALGORITHM = "RS256"
 Claims = Mapping[str, object]
 """Claim → JSON value, as the issuer signed it."""
 
-_BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([^\s,]+)")
 _KID = re.compile(r"[\x21-\x7e]{1,256}")
 _FOREIGN = frozenset({"crit", "jku", "jwk", "x5u", "x5c", "b64", "zip", "enc", "epk", "p2s", "p2c"})
 """Header fields that bring a key along, or change what is signed or how."""
@@ -38,7 +37,7 @@ class Unidentified(Exception):
     """The request carries no usable token; the text is fit for the caller."""
 
 
-class Expectation(msgspec.Struct, frozen=True, kw_only=True):
+class Expectation(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """Whose tokens count, and which of them.
 
     issuer    the `iss` claim, whole
@@ -54,6 +53,22 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     leeway_s: float
 
 
+class Judged(msgspec.Struct, frozen=True):
+    """The claims of a token that is meant for us, and in which span of Unix time it counts, our clock's error included."""
+
+    claims: Claims
+    begins_s: float
+    ends_s: float
+
+    def at(self, now_s: float) -> Claims:
+        """The claims. Raises Unidentified: expired, or not valid yet."""
+        if self.ends_s <= now_s:
+            raise Unidentified("the token has expired; sign in again")
+        if self.begins_s > now_s:
+            raise Unidentified("the token is not valid yet")
+        return self.claims
+
+
 class Compact(msgspec.Struct, frozen=True):
     """A token by its form: `kid` names the key that should have signed it. Nothing of it is believed yet."""
 
@@ -65,11 +80,11 @@ def bearer(header: str | None, most_bytes: int) -> str | None:
     """The token of an Authorization header, None without one. Raises Unidentified."""
     if header is None:
         return None
-    found = _BEARER.fullmatch(header.strip(" "))
-    if found is None:
-        # Two headers reach us as one with a comma in it.
+    scheme, _, rest = header.strip(" ").partition(" ")
+    token = rest.lstrip(" ")
+    # Two headers reach us as one with a comma in it.
+    if scheme.lower() != "bearer" or "," in token or token.split() != [token]:
         raise Unidentified("the Authorization header is not: Bearer <token>, once")
-    token = found.group(1)
     if len(token) > most_bytes:
         raise Unidentified(f"the token is longer than {most_bytes} bytes")
     return token
@@ -105,17 +120,19 @@ def claims_of(payload: bytes) -> Claims:
     return _object(payload, "payload")
 
 
-def judged(claims: Claims, expected: Expectation, now_s: float) -> Claims:
-    """The claims, if they are meant for us and for now. `now_s` is Unix time.
+def judged(claims: Claims, expected: Expectation) -> Judged:
+    """The claims, if they are meant for us.
 
     In an ID token of Cognito the user's name gets the name that it has in an access token, so that a bubble declares it once.
 
     Raises:
-        Unidentified: another issuer, client or use; expired, not valid yet, or without an end.
+        Unidentified: another issuer, client or use; without an end, or with a time that is none.
     """
     if claims.get("iss") != expected.issuer:
         raise Unidentified("the token is of another issuer")
-    _check_times(claims, expected.leeway_s, now_s)
+    ends_s, begins_s, issued_s = (_time(claims, name) for name in ("exp", "nbf", "iat"))
+    if ends_s is None:
+        raise Unidentified("the token has no end")
     if not isinstance(subject := claims.get("sub"), str) or not subject:
         raise Unidentified("the token names no subject")
     use = claims.get("token_use")
@@ -124,15 +141,16 @@ def judged(claims: Claims, expected: Expectation, now_s: float) -> Claims:
         raise Unidentified(f"this is not an {wanted} token; send the {wanted} token of the same sign-in")
     if expected.uses and use == "access":
         audience: object = claims.get("client_id")
-        # Cognito's access tokens have no audience; one that names somebody else's is not meant for us all the same.
+        # Cognito's access tokens name a client. An audience, where one has it, is a resource: it makes no client ours.
         is_ours = isinstance(audience, str) and audience in expected.clients
     else:
         is_ours = not expected.clients.isdisjoint(_texts(claims.get("aud")))
     if not is_ours:
         raise Unidentified("the token was given to a client that this API does not know")
     if use == "id" and "username" not in claims and isinstance(name := claims.get("cognito:username"), str):
-        return {**claims, "username": name}
-    return claims
+        claims = {**claims, "username": name}
+    leeway_s = expected.leeway_s
+    return Judged(claims, max(begins_s or 0, issued_s or 0) - leeway_s, ends_s + leeway_s)
 
 
 def client_of(claims: Claims) -> str:
@@ -150,17 +168,6 @@ def scopes_of(claims: Claims) -> frozenset[str]:
         value = claims.get(name)
         found += value.split(" ") if isinstance(value, str) else _texts(value)
     return frozenset(filter(None, found))
-
-
-def _check_times(claims: Claims, leeway_s: float, now_s: float) -> None:
-    ends_s, begins_s, issued_s = (_time(claims, name) for name in ("exp", "nbf", "iat"))
-    if ends_s is None:
-        raise Unidentified("the token has no end")
-    if ends_s + leeway_s <= now_s:
-        raise Unidentified("the token has expired; sign in again")
-    for begins in (begins_s, issued_s):
-        if begins is not None and begins - leeway_s > now_s:
-            raise Unidentified("the token is not valid yet")
 
 
 def _time(claims: Claims, name: str) -> float | None:

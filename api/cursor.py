@@ -1,7 +1,7 @@
 """Cursors: where to go on, opaque and signed.  (pure)
 
-A cursor is base64url of a 16-byte HMAC-SHA256 and of JSON: a digest of the query that it belongs to, and a position.
-The HMAC covers the caller too, so a cursor is worth nothing to anybody else, with another query, or altered by one bit.
+A cursor is base64url of a MAC of 16 bytes (keyed BLAKE2b, RFC 7693) and of JSON: a digest of the query that it belongs to,
+and a position. The MAC covers the caller too, so a cursor is worth nothing to anybody else, or altered by one bit.
 What it holds is no secret from its caller: the values of rows that the caller has been shown.
 
 Two keys make a rotation: set the new one as TIDEGATE_CURSOR_KEY and the old one as TIDEGATE_CURSOR_KEY_BEFORE; when the
@@ -40,7 +40,8 @@ class Cursors:
         """The first key signs; all are accepted. Raises ValueError for a key that is too short, and for none."""
         if not keys or any(len(key) < SHORTEST_KEY for key in keys):
             raise ValueError(f"a cursor key has at least {SHORTEST_KEY} bytes; make one with `openssl rand -base64 32`")
-        self._keys = tuple(keys)
+        # As long as BLAKE2b takes a key to be, however long these are.
+        self._keys = tuple(hashlib.blake2b(key).digest() for key in keys)
 
     def seal(self, caller: str, query: str, position: Position) -> str:
         """`query` says what is asked, of which resource; `caller` who asks."""
@@ -67,7 +68,7 @@ class Cursors:
 def _mac(key: bytes, caller: str, payload: bytes) -> bytes:
     # The caller's length first: nothing can move between the two.
     who = caller.encode(errors="surrogatepass")
-    return hmac.digest(key, len(who).to_bytes(8, "big") + who + payload, "sha256")[:_MAC_BYTES]
+    return hashlib.blake2b(len(who).to_bytes(8, "big") + who + payload, digest_size=_MAC_BYTES, key=key).digest()
 
 
 def _digest(query: str) -> str:

@@ -7,6 +7,7 @@ connection dead opens a new one and tries once more. It is a read: twice does no
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,9 +16,9 @@ import asyncpg
 import msgspec
 
 from api.iam import password_of
-from api.queries import Query
+from api.queries import Query, Viewers
 from api.settings import ApiSettings
-from tidegate.access_sql import READ_CALL, ROLE_CHECK
+from tidegate.access_sql import ROLE_CHECK, read_statement
 from tidegate.database import DRIVER_ERRORS, translate
 from tidegate.errors import Fatal, Rejected, TidegateError, Transient
 
@@ -55,7 +56,7 @@ class Database:
         self._password = _password(settings)
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
 
-    async def read(self, viewers: str, query: Query, sources: Sequence[str]) -> Read:
+    async def read(self, viewers: Viewers, query: Query, sources: Sequence[str]) -> Read:
         """Claims, freshness and rows in one statement, which is its own transaction.
 
         Raises:
@@ -76,17 +77,21 @@ class Database:
         if connection is not None:
             await connection.close(timeout=self._settings.connect_timeout_s)
 
-    async def _read(self, viewers: str, query: Query, sources: Sequence[str]) -> Read:
+    async def _read(self, viewers: Viewers, query: Query, sources: Sequence[str]) -> Read:
         connection = await self._connected()
-        arguments = _encoder.encode(query.arguments).decode()
+        text = read_statement(query.statement)
+        arguments = _encoder.encode({**query.arguments, "viewers": viewers}).decode()
+        timeout_s = self._settings.statement_timeout_s
         try:
-            found = await connection.fetchrow(
-                READ_CALL, viewers, query.statement, arguments, sources, timeout=self._settings.statement_timeout_s
-            )
+            if query.keeps_plan:
+                [found] = await connection.fetch(text, arguments, sources, timeout=timeout_s)
+            else:
+                async with asyncio.timeout(timeout_s):
+                    # Without a name it is forgotten, and planned for these arguments; both are of one transaction.
+                    statement = await connection.prepare(text, name="")
+                    [found] = await statement.fetch(arguments, sources)
         except DRIVER_ERRORS as error:
             raise self._dropped(error) from error
-        if found is None:
-            raise Fatal("tidegate.read answered no row; run `tidegate migrate`")
         return Read(found["items"], _freshness.decode(found["freshness"]))
 
     async def _connected(self) -> asyncpg.Connection[asyncpg.Record]:

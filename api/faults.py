@@ -1,10 +1,14 @@
-"""What every function answers alike: the headers of all answers, and the faults that are no caller's.  (pure)"""
+"""What every function answers alike: what is refused, the headers of all answers, the faults that are no caller's.  (pure)"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
 
 from api.answer import Answer, Refused, problem
+from api.request import Request
 from tidegate.errors import Fatal, Rejected, Transient
 
 FATAL_RETRY_AFTER_S = 30
@@ -22,9 +26,28 @@ _ALWAYS = {
 }
 
 
+async def answered(request: Request, route: Callable[[Request], Awaitable[Answer]]) -> Answer:
+    """What `route` answers, or why it refuses to, with the headers of all answers."""
+    try:
+        answer = await route(request)
+    except Refused as refused:
+        answer = problem(refused, request.request_id)
+    return finished(answer, request.request_id)
+
+
+def at(request: Request, path: str, methods: Sequence[str]) -> None:
+    """Raises Refused unless the request is for this address, by one of these methods."""
+    if request.path != path:
+        raise Refused(404, "no-such-collection", "No such address", f"there is {path}")
+    if request.method not in methods:
+        allowed = ", ".join(methods)
+        detail = f"{path} takes {allowed}"
+        raise Refused(405, "method-not-allowed", "Method not allowed", detail, headers={"Allow": allowed})
+
+
 def finished(answer: Answer, request_id: str) -> Answer:
     """The headers that every answer carries; what an answer says itself stands."""
-    return answer.with_headers({**_ALWAYS, **answer.headers, "X-Request-Id": request_id})
+    return msgspec.structs.replace(answer, headers={**_ALWAYS, **answer.headers, "X-Request-Id": request_id})
 
 
 def unavailable(error: Transient | Fatal, request_id: str) -> Answer:

@@ -20,8 +20,8 @@ from typing import Protocol
 import msgspec
 
 from api.access import Caller, identified
-from api.answer import Answer, Refused, problem
-from api.faults import finished
+from api.answer import Answer, Refused
+from api.faults import answered, at
 from api.request import Request
 from api.routes import EVENTS as PATH
 from api.settings import IngestSettings
@@ -75,18 +75,10 @@ class Ingest:
 
     async def answer(self, request: Request) -> Answer:
         """Raises Transient or Fatal when the stream cannot be written to at all."""
-        try:
-            answer = await self._routed(request)
-        except Refused as refused:
-            answer = problem(refused, request.request_id)
-        return finished(answer, request.request_id)
+        return await answered(request, self._routed)
 
     async def _routed(self, request: Request) -> Answer:
-        if request.path != PATH:
-            raise Refused(404, "no-such-address", "No such address", f"there is {PATH}")
-        if request.method != "POST":
-            detail = f"{PATH} takes events only; use POST"
-            raise Refused(405, "method-not-allowed", "Method not allowed", detail, headers={"Allow": "POST"})
+        at(request, PATH, ("POST",))
         caller = identified(request, self._bubble)
         events = self._judged(request, caller)
         return self._told(events, await self._sent(events))

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from api.cors import Cors
 from api.entry import Function, Served
 from api.ingest import Ingest, Post
@@ -18,7 +20,7 @@ from tidegate.bubble import load
 from tidegate.settings import AwsSettings, StreamSettings, read
 
 # The caller waits, and the attempts are ours.
-_AWS = AwsSettings(connect_timeout_s=1.0, read_timeout_s=4.0, max_attempts=1, pool_size=4)
+_AWS = AwsSettings(connect_timeout_s=1.0, read_timeout_s=4.0, max_attempts=1)
 
 
 class KinesisArrivals:
@@ -34,12 +36,14 @@ class KinesisArrivals:
         return [outcome.get("ErrorCode") is None for outcome in outcomes]
 
 
-async def serve() -> Served:
-    """What the environment names. Raises Fatal."""
+async def serve(connections: int = 4) -> Served:
+    """What the environment names; `connections` to AWS at once. Raises Fatal."""
     settings = read(IngestSettings, os.environ)
     bubble = load(settings.bubble)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(aws.client("kinesis", _AWS))
+        client = await stack.enter_async_context(
+            aws.client("kinesis", msgspec.structs.replace(_AWS, pool_size=connections))
+        )
         arrivals = KinesisArrivals(client, StreamSettings(id=settings.stream))
         kept = stack.pop_all()
     return Served(

@@ -26,6 +26,7 @@ READS: Mapping[str, tuple[int, str]] = {
     "no-such-report": (404, "no report of this name is declared"),
     "no-such-row": (404, "there is no row of this key that the caller may see"),
     "method-not-allowed": (405, "the address does not take this method; `Allow` lists those that it takes"),
+    "body-timeout": (408, "the body of the request did not come in time; only where the API is a service of its own"),
     "cursor-gone": (410, "the cursor of changes is too old, or of another database; begin anew"),
     "too-many-requests": (429, "as many requests or streams are under way as there may be; Retry-After says when"),
     "unavailable": (503, "it cannot be answered at the moment; Retry-After says when to try again"),

@@ -1,9 +1,10 @@
 """The SELECTs, one function each, made from an entity's shape.  (pure)
 
-A `Query` is the text that `tidegate.read` runs and the values it gets as $1. The text holds only names that
-`tidegate.entity` admitted and is the same for every caller; values never become part of it. PostgreSQL renders
-the rows to JSON, so a row passes through here as one text that nobody parses. Embedded rows are sub-selects of the
-same statement, under the policies of their own tables.
+A `Query` is the text that `tidegate.access_sql.read_statement` completes and the values that it gets as $1. The text holds
+only names that `tidegate.entity` admitted, and the number of rows: the planner must know it. It is the same for all
+callers of one kind, so a connection plans it once; no caller's value ever becomes part of it. PostgreSQL renders the rows
+to JSON, so a row passes through here as one text that nobody parses. Embedded rows are sub-selects of the same
+statement, under the policies of their own tables.
 
 Only the entity's own fields are selected. Which rows are seen is not decided here but by the table's policies.
 """
@@ -36,8 +37,15 @@ _COMPARISONS = {"eq": "=", "lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 
 
 class Query(msgspec.Struct, frozen=True):
+    """What to read. `keeps_plan`: any arguments are best read in the same way, so it need not be planned for these.
+
+    Where arguments decide how many rows there are (a filter, a span of changes), a plan for whichever values takes a rare
+    one for a frequent one and reads a large table through.
+    """
+
     statement: str
     arguments: dict[str, object]
+    keeps_plan: bool = False
 
 
 class PlacedRow(msgspec.Struct, frozen=True):
@@ -51,20 +59,35 @@ class PlacedRow(msgspec.Struct, frozen=True):
         return position
 
 
-def page(
-    shape: EntityShape, selection: Selection, *, limit: int, after: Position | None, kinds: tuple[str, ...] | None = None
-) -> Query:  # fmt: skip
-    """Up to `limit` rows in order, those beyond the position `after`; each item is a `placed` row.
+Viewers = Mapping[str, Sequence[str]]
+"""Whom the policies take the caller for: kind of viewer → ids."""
 
-    `kinds` are the caller's kinds of viewer, if they are known; see `narrowed`.
+Kinds = tuple[tuple[str, bool], ...]
+"""The caller's kinds of viewer, each with whether it has one id only."""
+
+
+def page(
+    shape: EntityShape, selection: Selection, *, limit: int, after: Position | None,
+    viewers: Viewers | None = None,
+) -> Query:  # fmt: skip
+    """Up to `limit` rows in order, those beyond the position `after`, and one more that tells whether there is a next page.
+
+    Each item is a row as JSON; the last that is shown, the item `limit`, is a `placed` one. `viewers` are the caller's kinds
+    and ids, if they are known; see `narrowed`.
     """
     asked = tuple((each.field, each.operator) for each in selection.filters)
     nulls = None if after is None else tuple(value is None for value in after)
-    statement = _page_statement(shape, selection.fields, selection.joins, asked, selection.order, nulls, kinds)
-    arguments: dict[str, object] = {"limit": limit, **filter_arguments(selection.filters)}
+    kinds = kinds_of(viewers)
+    statement = _page_statement(shape, selection.fields, selection.joins, asked, selection.order, nulls, kinds, limit)
+    arguments = filter_arguments(selection.filters)
     if after is not None:
         arguments["after"] = after
-    return Query(statement, arguments)
+    return Query(statement, arguments, keeps_plan=not arguments)
+
+
+def kinds_of(viewers: Viewers | None) -> Kinds | None:
+    """What a statement may depend on of its caller."""
+    return None if viewers is None else tuple((kind, len(ids) == 1) for kind, ids in viewers.items())
 
 
 def placed(item: str) -> PlacedRow:
@@ -75,7 +98,7 @@ def placed(item: str) -> PlacedRow:
 
 def row(shape: EntityShape, key: str, selection: Selection) -> Query:
     """The row of one key, if there is one."""
-    return Query(_row_statement(shape, selection.fields, selection.joins), {"key": key})
+    return Query(_row_statement(shape, selection.fields, selection.joins), {"key": key}, keeps_plan=True)
 
 
 def key_fits(shape: EntityShape, text: str) -> bool:
@@ -95,6 +118,11 @@ def key_fits(shape: EntityShape, text: str) -> bool:
     return bool(text) and "\0" not in text
 
 
+def given(name: str) -> str:
+    """The SQL of one argument, as a text."""
+    return f"($1::jsonb ->> '{name}')"
+
+
 def filter_arguments(filters: Sequence[Filter]) -> dict[str, object]:
     return {f"f{number}": each.value for number, each in enumerate(filters)}
 
@@ -104,21 +132,28 @@ def conditions(asked: Sequence[tuple[Field, str]]) -> list[str]:
     return [_condition(field, operator, f"f{number}") for number, (field, operator) in enumerate(asked)]
 
 
-def narrowed(shape: EntityShape, kinds: tuple[str, ...] | None) -> list[str]:
+def narrowed(shape: EntityShape, kinds: Kinds | None) -> list[str]:
     """What the policies allow these kinds of viewer, said once more, as a condition; none where it would be no help.
 
     It takes no row away and adds none: the policies hold in any case. But they name all kinds of viewer, and PostgreSQL
     cannot know when it plans that a customer has no office, so it would rather read a large table than look by six indexes.
+    Nor how many ids there will be: of one, compared as one, it knows how few rows it has, and other rows are passed over
+    before their policies are looked at.
     """
     if kinds is None:
         return []
     ways = []
-    for reader in shape.readers:
-        if reader.kind in kinds:
-            if not reader.fields:
+    for kind, is_one in kinds:
+        ids = (
+            f"(SELECT $1::jsonb -> 'viewers' -> '{kind}' ->> 0)"
+            if is_one
+            else f"ANY ((SELECT tidegate.viewer_ids('{kind}'))::text[])"
+        )
+        for reader in shape.readers:
+            if reader.kind == kind and not reader.fields:
                 return []
-            ids = f"(SELECT tidegate.viewer_ids('{reader.kind}'))"
-            ways += [f"stored.{quoted(name)}::text = ANY ({ids}::text[])" for name in reader.fields]
+            if reader.kind == kind:
+                ways += [f"stored.{quoted(name)}::text = {ids}" for name in reader.fields]
     return [f"({' OR '.join(ways)})" if ways else "false"]
 
 
@@ -137,7 +172,8 @@ def _page_statement(
     asked: Sequence[tuple[Field, str]],
     order: Sequence[Term],
     nulls: Sequence[bool] | None,
-    kinds: tuple[str, ...] | None,
+    kinds: Kinds | None,
+    limit: int,
 ) -> str:
     wanted = [*conditions(asked), *narrowed(shape, kinds)]
     if nulls is not None:
@@ -145,13 +181,13 @@ def _page_statement(
     where = f"WHERE {' AND '.join(wanted)} " if wanted else ""
     by = "ORDER BY " + ", ".join(f"{_column(term.field)}{' DESC' if term.descending else ''}" for term in order)
     stored = ", ".join(_column(field) for field in shape.fields)
-    place = ", ".join(rendered(term.field) for term in order)
+    place = f"json_build_array({', '.join(rendered(term.field) for term in order)})::text || E'\\n'"
     return (
         # The page first, then its JSON: nothing is rendered that is not shown. ARRAY(…) keeps the order of its
         # query, which an aggregate does not promise.
-        f"SELECT ARRAY(SELECT json_build_array({place})::text || E'\\n' || row_to_json(shown)::text FROM ("
-        f"SELECT {stored} FROM {quoted(shape.table)} AS stored {where}{by} LIMIT ($1 ->> 'limit')::bigint"
-        f") AS stored {shown_row(fields, joins, shape.key)} {by})"
+        f"SELECT ARRAY(SELECT CASE row_number() OVER ({by}) WHEN {limit:d} THEN {place} ELSE '' END || row_to_json(shown)::text "
+        f"FROM (SELECT {stored} FROM {quoted(shape.table)} AS stored {where}{by} LIMIT {limit + 1:d}) AS stored "
+        f"{shown_row(fields, joins, shape.key)} {by})"
     )
 
 
@@ -159,7 +195,7 @@ def _page_statement(
 def _row_statement(shape: EntityShape, fields: Sequence[Field], joins: Sequence[Join]) -> str:
     return (
         f"SELECT ARRAY(SELECT row_to_json(shown)::text FROM {quoted(shape.table)} AS stored "
-        f"{shown_row(fields, joins, shape.key)} WHERE {_column(shape.key)} = ($1 ->> 'key')::{TYPES[shape.key.kind]})"
+        f"{shown_row(fields, joins, shape.key)} WHERE {_column(shape.key)} = {given('key')}::{TYPES[shape.key.kind]})"
     )
 
 
@@ -176,17 +212,17 @@ def _embedded(join: Join, key: Field) -> str:
 def _condition(field: Field, operator: str, name: str) -> str:
     column, kind = _column(field), TYPES[field.kind]
     if operator == "null":
-        return f"({column} IS NULL) = ($1 ->> '{name}')::boolean"
+        return f"({column} IS NULL) = {given(name)}::boolean"
     if operator == "in":
-        return f"{column} = ANY (ARRAY(SELECT jsonb_array_elements_text($1 -> '{name}'))::{kind}[])"
-    value = _cast(f"($1 ->> '{name}')", field)
+        return f"{column} = ANY (ARRAY(SELECT jsonb_array_elements_text($1::jsonb -> '{name}'))::{kind}[])"
+    value = _cast(given(name), field)
     return f"starts_with({column}, {value})" if operator == "prefix" else f"{column} {_COMPARISONS[operator]} {value}"
 
 
 def _beyond(order: Sequence[Term], nulls: Sequence[bool]) -> str:
     """The rows that come after the position $1 → after. NULL is the largest value, as in PostgreSQL's own order."""
     columns = [_column(term.field) for term in order]
-    values = [_cast(f"($1 -> 'after' ->> {place})", term.field) for place, term in enumerate(order)]
+    values = [_cast(f"($1::jsonb -> 'after' ->> {place})", term.field) for place, term in enumerate(order)]
     if not any(nulls) and all(term.descending for term in order):
         # As a row, so that an index leads there. Rows with NULL came before, and are unknown here: not beyond.
         return f"({', '.join(columns)}) < ({', '.join(values)})"

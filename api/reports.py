@@ -17,7 +17,7 @@ from functools import lru_cache
 import msgspec
 
 from api.filters import Filter
-from api.queries import Query, conditions, filter_arguments, narrowed, rendered
+from api.queries import Kinds, Query, Viewers, conditions, filter_arguments, given, kinds_of, narrowed, rendered
 from tidegate.access import quoted
 from tidegate.entity import EntityShape, Field, Kind
 from tidegate.report import Measure, Period, Report
@@ -78,14 +78,15 @@ class Results:
 
 
 def query(
-    report: Report, shape: EntityShape, filters: Sequence[Filter], known: Result | None, kinds: tuple[str, ...] | None
+    report: Report, shape: EntityShape, filters: Sequence[Filter], known: Result | None,
+    viewers: Viewers | None,
 ) -> Query:  # fmt: skip
-    """The report, or the word that it is what `known` is. `kinds` as in `api.queries.page`."""
+    """The report, or the word that it is what `known` is. `viewers` as in `api.queries.page`."""
     asked = tuple((each.field, each.operator) for each in filters)
     arguments = filter_arguments(filters)
     if known is not None:
         arguments["since"], arguments["policies"] = known.version.split(" ")
-    return Query(_statement(report, shape, asked, kinds), arguments)
+    return Query(_statement(report, shape, asked, kinds_of(viewers)), arguments)
 
 
 def result(items: Sequence[str], known: Result | None, now: datetime, most_rows: int) -> Result | None:
@@ -99,10 +100,8 @@ def result(items: Sequence[str], known: Result | None, now: datetime, most_rows:
 
 
 @lru_cache(maxsize=256)
-def _statement(
-    report: Report, shape: EntityShape, asked: Sequence[tuple[Field, str]], kinds: tuple[str, ...] | None
-) -> str:
-    table, changed, since = quoted(shape.table), quoted(CHANGED), "($1 ->> 'since')::bigint"
+def _statement(report: Report, shape: EntityShape, asked: Sequence[tuple[Field, str]], kinds: Kinds | None) -> str:
+    table, changed, since = quoted(shape.table), quoted(CHANGED), f"{given('since')}::bigint"
     columns = [f"{_group(each, shape)} AS {quoted(_name(each))}" for each in report.by]
     columns += [f"{_measure(measure, shape)} AS {quoted(measure.name)}" for measure in report.measures]
     wanted = [*conditions(asked), *narrowed(shape, kinds)]
@@ -114,7 +113,7 @@ def _statement(
     policies = _policies(table)
     version = f"pg_snapshot_xmin(pg_current_snapshot())::text || ' ' || {policies}"
     return (
-        f"SELECT CASE WHEN $1 ->> 'policies' = {policies} AND {since} <= pg_snapshot_xmax(pg_current_snapshot())::text::bigint "
+        f"SELECT CASE WHEN {given('policies')} = {policies} AND {since} <= pg_snapshot_xmax(pg_current_snapshot())::text::bigint "
         f"AND NOT EXISTS (SELECT FROM {table} AS stored WHERE stored.{changed} >= {since}) "
         f"AND NOT EXISTS (SELECT FROM tidegate.departure AS gone WHERE gone.relation = '{shape.table}' AND gone.xid >= {since}) "
         f"THEN ARRAY[{version}, '{_SAME}'] ELSE ARRAY[{version}, ''] || ARRAY(SELECT row_to_json(line)::text FROM ("

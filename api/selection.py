@@ -57,11 +57,6 @@ class Selection(msgspec.Struct, frozen=True):
         ).decode()
 
 
-def whole(shape: EntityShape) -> Selection:
-    """All fields of all rows, by key."""
-    return Selection(shape.fields, order=(Term(shape.key),))
-
-
 def listed(shape: EntityShape, joins: Mapping[str, Join], query: Mapping[str, str]) -> Selection:
     """The selection of a collection's query. Raises Refused."""
     return Selection(

@@ -1,6 +1,7 @@
-"""The reads as an HTTP service of their own, over aiohttp, for those who do not use Lambda; and server-sent events.
+"""The API as an HTTP service of its own, over aiohttp, for those who do not use Lambda; and server-sent events.
 
-The same app, settings and token check as in Lambda. Besides, `GET /v1/{collection}/changes` with
+The same apps, settings and token check as in Lambda: the reads, `POST /v1/events` where a stream of arrivals is named, and
+`/v1/user` where a table is. Besides, `GET /v1/{collection}/changes` with
 `Accept: text/event-stream` stays open and is told what changed:
 
     id: <cursor>              event: changes      data: {"changes": […], …}      as the plain answer
@@ -20,7 +21,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated
 from urllib.parse import unquote
 
@@ -28,7 +29,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from api import changes
+from api import changes, ingest_handler, user_handler
 from api.answer import Answer, Refused, problem
 from api.app import App
 from api.cors import Cors
@@ -37,9 +38,10 @@ from api.entry import Served, respond, route_of
 from api.faults import finished
 from api.handler import options
 from api.log import REQUEST, log
-from api.queries import Query
+from api.queries import Query, Viewers
 from api.request import Request
-from api.settings import ApiSettings
+from api.routes import EVENTS, USER
+from api.settings import ApiSettings, IngestSettings, UserSettings
 from api.tokens import verifier
 from tidegate import health, telemetry
 from tidegate.bubble import Bubble, load
@@ -61,12 +63,25 @@ class ServiceSettings(ApiSettings, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65_535, description="0 lets the system choose")] = 8000
     connections: Annotated[
         int,
-        Meta(ge=1, le=200, description="to PostgreSQL; each reads for one request at a time, in a few milliseconds"),
+        Meta(
+            ge=1,
+            le=200,
+            description="to PostgreSQL, each of which reads for one request at a time; and to AWS, where it is asked",
+        ),
     ] = 8
     requests_most: Annotated[
         int, Meta(ge=1, le=10_000, description="under way at once, those that wait for a connection included; then 429")
     ] = 200
     streams_most: Annotated[int, Meta(ge=0, le=10_000, description="server-sent events at once; then 429")] = 200
+    inbound_stream: Annotated[
+        str | None, Meta(description="stream of arrivals; unset: POST /v1/events is not served. See `api.settings`")
+    ] = None
+    user_table: Annotated[
+        str | None, Meta(description="DynamoDB table of users' attributes; unset: /v1/user is not served")
+    ] = None
+    body_timeout_s: Annotated[
+        float, Meta(gt=0, le=60, description="the longest wait for a request's body; then 408")
+    ] = 10.0
     stream_look_s: Annotated[float, Meta(gt=0, le=60, description="how often a stream looks for changes")] = 1.0
     health: HealthSettings = HealthSettings()
 
@@ -82,7 +97,7 @@ class Pool:
         for database in self._all:
             self._free.put_nowait(database)
 
-    async def read(self, viewers: str, query: Query, sources: Sequence[str]) -> Read:
+    async def read(self, viewers: Viewers, query: Query, sources: Sequence[str]) -> Read:
         """Raises Transient, Rejected or Fatal; waits for a free connection no longer than for a statement."""
         try:
             async with asyncio.timeout(self._settings.statement_timeout_s):
@@ -99,11 +114,21 @@ class Pool:
             await database.close()
 
 
-class Service:
-    """The HTTP face of what is served."""
+class Door(msgspec.Struct, frozen=True):
+    """An address that is no read, and how large a body may come through it."""
 
-    def __init__(self, served: Served, bubble: Bubble, settings: ServiceSettings, stop: asyncio.Event) -> None:
+    served: Served
+    most_body_bytes: int
+
+
+class Service:
+    """The HTTP face of what is served: the reads, and what stands at other addresses."""
+
+    def __init__(
+        self, served: Served, doors: Mapping[str, Door], bubble: Bubble, settings: ServiceSettings, stop: asyncio.Event
+    ) -> None:
         self._served = served
+        self._doors = doors
         self._settings = settings
         self._stop = stop
         self._under_way = 0
@@ -121,11 +146,24 @@ class Service:
         else:
             self._under_way += 1
             try:
-                answer = await respond(self._served, request)
+                answer = await self._answer(http, request)
             finally:
                 self._under_way -= 1
         self._note(request, answer.status, started)
         return web.Response(status=answer.status, body=answer.body.encode(), headers=dict(answer.headers))
+
+    async def _answer(self, http: web.Request, request: Request) -> Answer:
+        door = self._doors.get(request.path)
+        if door is None:
+            return await respond(self._served, request)
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                body = await _body(http, door.most_body_bytes)
+        except (TimeoutError, ConnectionResetError):
+            # Whoever went hears nothing of it, but the log does.
+            detail = f"the whole body did not come within {self._settings.body_timeout_s:g} s; send it again"
+            return self._refusal(request, Refused(408, "body-timeout", "Request timeout", detail))
+        return await respond(door.served, msgspec.structs.replace(request, body=body))
 
     async def _stream(self, http: web.Request, request: Request) -> web.StreamResponse:
         started = time.perf_counter()
@@ -187,10 +225,10 @@ class Service:
             return
 
     def _refused(self, request: Request, why: str) -> Answer:
-        headers = {"Retry-After": "1"}
-        refused = Refused(
-            429, "too-many-requests", "Too many requests", f"{why}; come back a little later", headers=headers
-        )
+        detail, headers = f"{why}; come back a little later", {"Retry-After": "1"}
+        return self._refusal(request, Refused(429, "too-many-requests", "Too many requests", detail, headers=headers))
+
+    def _refusal(self, request: Request, refused: Refused) -> Answer:
         return self._served.cors.shown(request, finished(problem(refused, request.request_id), request.request_id))
 
     def _note(self, request: Request, status: int, started: float) -> None:
@@ -246,6 +284,16 @@ def request_from(http: web.Request) -> Request:
     )
 
 
+async def _body(http: web.Request, most_bytes: int) -> bytes:
+    """The body; of one that is too large a byte more than may be, so that it is refused for its size."""
+    body = bytearray()
+    async for part in http.content.iter_chunked(65_536):
+        body += part
+        if len(body) > most_bytes:
+            break
+    return bytes(body[: most_bytes + 1])
+
+
 async def run(stop: asyncio.Event) -> None:
     """The whole life of the process. Raises Fatal for wrong settings or a wrong bubble."""
     settings = read(ServiceSettings, os.environ)
@@ -269,7 +317,7 @@ async def run(stop: asyncio.Event) -> None:
 
 async def _probe(pool: Pool, readiness: health.Readiness) -> None:
     try:
-        await pool.read("{}", _PROBE, ())
+        await pool.read({}, _PROBE, ())
     except (Transient, Fatal) as error:
         readiness.no("database", str(error))
     else:
@@ -284,14 +332,35 @@ async def serving(
     pool = Pool(settings, [shape.table for shape in bubble.shapes])
     app = App(bubble, pool, options(settings))
     served = Served(app, verifier(settings.tokens), pool.close, Cors(settings.cors_origins), settings.origin_key)
-    site = web.Application(client_max_size=1)
-    site.router.add_route("*", "/{rest:.*}", Service(served, bubble, settings, stop).handle)
-    runner = web.AppRunner(site, access_log=None, shutdown_timeout=_SHUTDOWN_S, max_line_size=_LONGEST_LINE_BYTES)
-    await runner.setup()
-    try:
-        tcp = web.TCPSite(runner, settings.host, settings.port)
-        await tcp.start()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(pool.close)
+        doors = await _doors(settings, served, stack)
+        site = web.Application(client_max_size=1)
+        site.router.add_route("*", "/{rest:.*}", Service(served, doors, bubble, settings, stop).handle)
+        runner = web.AppRunner(
+            site,
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_S,
+            max_line_size=_LONGEST_LINE_BYTES,
+            auto_decompress=False,  # as in Lambda; and a small body is never a large one
+        )
+        stack.push_async_callback(runner.cleanup)
+        await runner.setup()
+        await web.TCPSite(runner, settings.host, settings.port).start()
         yield runner.addresses[0][1], pool
-    finally:
-        await runner.cleanup()
-        await pool.close()
+
+
+async def _doors(settings: ServiceSettings, reads: Served, stack: AsyncExitStack) -> dict[str, Door]:
+    """Address → what is served there besides the reads, as the environment says; one verifier, so one set of keys, for all."""
+    doors = {}
+    if settings.inbound_stream is not None:
+        served = await ingest_handler.serve(settings.connections)
+        stack.push_async_callback(served.close)
+        most_bytes = read(IngestSettings, os.environ).max_body_bytes
+        doors[EVENTS] = Door(msgspec.structs.replace(served, verifier=reads.verifier), most_bytes)
+    if settings.user_table is not None:
+        served = await user_handler.serve(settings.connections)
+        stack.push_async_callback(served.close)
+        most_bytes = read(UserSettings, os.environ).max_bytes
+        doors[USER] = Door(msgspec.structs.replace(served, verifier=reads.verifier), most_bytes)
+    return doors

@@ -22,7 +22,7 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import RSAKey
 
-from api.compact import ALGORITHM, Claims, Expectation, Unidentified, bearer, claims_of, judged, parsed
+from api.compact import ALGORITHM, Claims, Expectation, Judged, Unidentified, bearer, claims_of, judged, parsed
 from api.settings import TokenSettings
 from tidegate.errors import Fatal, Transient
 
@@ -122,7 +122,7 @@ class Verifier:
         compact = parsed(token)
         key = await self._keys.key(compact.kid)
         # A page sends the same token again and again; the clock is asked each time all the same.
-        return judged(_signed(compact.text, key), self._expected, self._clock())
+        return _signed(compact.text, key, self._expected).at(self._clock())
 
 
 def verifier(settings: TokenSettings, clock: Callable[[], float] = time.time) -> Verifier:
@@ -140,13 +140,13 @@ def verifier(settings: TokenSettings, clock: Callable[[], float] = time.time) ->
 
 
 @lru_cache(maxsize=64)
-def _signed(token: str, key: Key) -> Claims:
-    """The claims of a token whose signature holds. Raises Unidentified."""
+def _signed(token: str, key: Key, expected: Expectation) -> Judged:
+    """What a token says whose signature holds, if it is meant for us. Raises Unidentified, which is not remembered."""
     try:
         found = jws.deserialize_compact(token, key.rsa, algorithms=[ALGORITHM], registry=_DECODED)
     except (JoseError, ValueError) as error:
         raise Unidentified("the token's signature does not hold") from error
-    return claims_of(found.payload or b"")
+    return judged(claims_of(found.payload or b""), expected)
 
 
 def keys_of(document: bytes) -> dict[str, Key]:

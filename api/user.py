@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import msgspec
 
 from api.access import identified
-from api.answer import Answer, Refused, problem
-from api.faults import finished
+from api.answer import Answer, Refused
+from api.faults import answered, at
 from api.request import Request
 from api.routes import USER as PATH
 from api.routes import USER_METHODS as METHODS
@@ -63,18 +63,10 @@ class User:
 
     async def answer(self, request: Request) -> Answer:
         """Raises Transient or Fatal as the table does."""
-        try:
-            answer = await self._routed(request)
-        except Refused as refused:
-            answer = problem(refused, request.request_id)
-        return finished(answer, request.request_id)
+        return await answered(request, self._routed)
 
     async def _routed(self, request: Request) -> Answer:
-        if request.path != PATH:
-            raise Refused(404, "no-such-address", "No such address", f"there is {PATH}")
-        if request.method not in METHODS:
-            allowed = ", ".join(METHODS)
-            raise Refused(405, "method-not-allowed", "Method not allowed", f"use {allowed}", headers={"Allow": allowed})
+        at(request, PATH, METHODS)
         caller = identified(request, self._bubble)
         if caller.is_machine:
             detail = "attributes belong to users who sign in; this token is of a program itself"

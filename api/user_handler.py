@@ -22,15 +22,17 @@ from tidegate.settings import AwsSettings, read
 from tidegate.users import UserStore
 
 # The caller waits; two tries fit well within the gateway's 30 s.
-_AWS = AwsSettings(connect_timeout_s=1.0, read_timeout_s=4.0, max_attempts=2, pool_size=4)
+_AWS = AwsSettings(connect_timeout_s=1.0, read_timeout_s=4.0, max_attempts=2)
 
 
-async def serve() -> Served:
-    """What the environment names. Raises Fatal."""
+async def serve(connections: int = 4) -> Served:
+    """What the environment names; `connections` to AWS at once. Raises Fatal."""
     settings = read(UserSettings, os.environ)
     bubble = load(settings.bubble)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(aws.client("dynamodb", _AWS))
+        client = await stack.enter_async_context(
+            aws.client("dynamodb", msgspec.structs.replace(_AWS, pool_size=connections))
+        )
         kept = stack.pop_all()
     app = User(bubble, UserStore(client, settings.user_table), settings)
     return Served(app, verifier(settings.tokens), kept.aclose, Cors(settings.cors_origins), settings.origin_key)

@@ -12,13 +12,14 @@ import json
 import os
 import re
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from bench import Result
 from bench import _api_world as world
@@ -26,8 +27,9 @@ from local.postgres import Postgres
 from tidegate.cli.package_build import HANDLERS, assemble
 
 STARTS = 5
-ROUNDS = 3
-REQUESTS = {"get": 400, "list": 150, "not-modified": 400}
+TURNS = 40
+REQUESTS = {"get": 20, "list": 8, "not-modified": 20}
+"""Endpoint → requests of each side in a turn."""
 SIDES = ("tidegate", "fastapi", "bare-asyncpg")
 
 _FIRST = """
@@ -131,36 +133,56 @@ def _print_imports(path: str, environment: Mapping[str, str]) -> None:
 
 
 def _warm(environment: Mapping[str, str]) -> Iterator[Result]:
-    for endpoint, count in REQUESTS.items():
-        rounds: dict[str, list[list[float]]] = {side: [] for side in SIDES}
-        for _ in range(ROUNDS):
-            for side in SIDES:
-                rounds[side].append(_turn(side, endpoint, count, environment))
-        # A turn on a quiet machine says what the code takes; its neighbours only what the machine does.
-        best = {side: min(turns, key=statistics.median) for side, turns in rounds.items()}
-        yield from _compared(endpoint, best)
-
-
-def _compared(endpoint: str, best: Timings) -> Iterator[Result]:
-    rate = {side: len(taken) / sum(taken) for side, taken in best.items()}
-    yield Result.of(f"api-{endpoint}", "requests/s", rate["tidegate"], "fastapi", rate["fastapi"])
-    for side in SIDES[1:]:
-        for name, part in (("p50", 0.5), ("p99", 0.99)):
-            ours, theirs = (_quantile(best[each], part) * 1000 for each in ("tidegate", side))
-            yield _lower(f"api-{endpoint}-{name}", "ms", ours, side, theirs)
-
-
-def _turn(side: str, endpoint: str, count: int, environment: Mapping[str, str]) -> list[float]:
     events = {
         "get": world.event("GET", f"/v1/parcels/{world.KEY}"),
         "list": world.event("GET", "/v1/parcels", query={"limit": str(world.PAGE_ROWS)}),
     }
-    argv = [sys.executable, "-m", "bench._api_sides", side, endpoint, str(count), json.dumps(events)]
-    ran = subprocess.run(
-        argv, env={**os.environ, **environment}, cwd=world.ROOT, stdout=subprocess.PIPE, check=True
-    )  # fmt: skip
-    seconds: list[float] = json.loads(ran.stdout)["seconds"]
-    return seconds
+    for endpoint, count in REQUESTS.items():
+        taken: Timings = {side: [] for side in SIDES}
+        with ExitStack() as stack:
+            asked = {side: stack.enter_context(_side(side, endpoint, events, environment)) for side in SIDES}
+            # In turns of a few requests, each time another one first: what else this machine does, it does to all alike.
+            for turn in range(TURNS):
+                for place in range(len(SIDES)):
+                    side = SIDES[(turn + place) % len(SIDES)]
+                    taken[side] += asked[side](count)
+        yield from _compared(endpoint, taken)
+
+
+def _compared(endpoint: str, taken: Timings) -> Iterator[Result]:
+    rate = {side: len(each) / sum(each) for side, each in taken.items()}
+    yield Result.of(f"api-{endpoint}", "requests/s", rate["tidegate"], "fastapi", rate["fastapi"])
+    for side in SIDES[1:]:
+        for name, part in (("p50", 0.5), ("p99", 0.99)):
+            ours, theirs = (_quantile(taken[each], part) * 1000 for each in ("tidegate", side))
+            yield _lower(f"api-{endpoint}-{name}", "ms", ours, side, theirs)
+
+
+@contextmanager
+def _side(
+    side: str, endpoint: str, events: Mapping[str, Any], environment: Mapping[str, str]
+) -> Iterator[Callable[[int], list[float]]]:
+    """A process of one side; yields what to call for the seconds of so many requests more."""
+    argv = [sys.executable, "-m", "bench._api_sides", side, endpoint, json.dumps(events)]
+    with subprocess.Popen(
+        argv,
+        env={**os.environ, **environment},
+        cwd=world.ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        put, got = process.stdin, process.stdout
+
+        def ask(count: int) -> list[float]:
+            print(count, file=put, flush=True)
+            seconds: list[float] = json.loads(got.readline())
+            return seconds
+
+        yield ask
+        put.close()
 
 
 def _quantile(taken: list[float], part: float) -> float:

@@ -25,15 +25,22 @@ def create_role(role: str) -> str:
 
 VIEWER_IDS = """
 CREATE OR REPLACE FUNCTION tidegate.viewer_ids(kind text) RETURNS text[]
-LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog AS $$
-  SELECT array(SELECT jsonb_array_elements_text(nullif(current_setting('tidegate.viewers', true), '')::jsonb -> kind))
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog AS $$
+BEGIN
+  RETURN ARRAY(SELECT jsonb_array_elements_text(nullif(current_setting('tidegate.viewers', true), '')::jsonb -> kind));
+END
 $$"""
-"""The ids that the caller has of one kind; none without claims."""
+"""The ids that the caller has of one kind; none without claims.
+
+In PL/pgSQL, as all that a read calls: a session keeps its plans, while those of a function in SQL are made at every call.
+"""
 
 DATA_AS_OF = """
 CREATE OR REPLACE FUNCTION tidegate.data_as_of(sources text[]) RETURNS TABLE (source text, as_of timestamptz)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-  SELECT wanted.source, CASE
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+  RETURN QUERY SELECT wanted.source, CASE
     WHEN EXISTS (SELECT FROM tidegate.dead_letter AS letter
                  WHERE letter.resolved_at IS NULL AND letter.source = wanted.source AND letter.entity IS NOT NULL)
       THEN NULL
@@ -46,7 +53,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
   LEFT JOIN tidegate.shard ON shard.stream NOT IN (SELECT stream FROM tidegate.inbound_stream)
   LEFT JOIN tidegate.watermark ON watermark.stream = shard.stream AND watermark.shard_id = shard.shard_id
                               AND watermark.source = wanted.source
-  GROUP BY wanted.source
+  GROUP BY wanted.source;
+END
 $$"""
 """How fresh each source is: its oldest watermark over all shards, NULL while that is not the whole truth.
 

@@ -135,7 +135,7 @@ class Kind(StrEnum):
     UUID = "uuid"
 
 
-class Field(msgspec.Struct, frozen=True):
+class Field(msgspec.Struct, frozen=True, cache_hash=True):
     """One field of an entity. `choices` is the closed list of a Literal or Enum, else empty."""
 
     name: str
@@ -144,7 +144,7 @@ class Field(msgspec.Struct, frozen=True):
     choices: tuple[str, ...] = ()
 
 
-class EntityShape(msgspec.Struct, frozen=True):
+class EntityShape(msgspec.Struct, frozen=True, cache_hash=True):
     """An entity class as the rooms see it."""
 
     name: str

@@ -49,7 +49,7 @@ class Measure(msgspec.Struct, frozen=True):
     field: str | None = None
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Report(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """One line for each combination of `by` that occurs, in their order, with its measures.
 
     most_rows  a report with more lines is refused, with the advice to filter

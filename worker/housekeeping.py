@@ -1,4 +1,5 @@
-"""What is needed no more goes: old tombstones and resolved dead letters. In small steps, on one worker at a time.
+"""What is needed no more goes: old tombstones, resolved dead letters, departures, arrivals that nobody fetched. In small
+steps, on one worker at a time.
 
 A tombstone keeps late events of its row out, so it must outlive every event that could still come: what the stream
 holds, what somebody puts on it again. The settings refuse anything shorter, and before each round the stream itself is
@@ -53,6 +54,15 @@ WITH gone AS (
 SELECT count(*) FROM gone
 """
 
+_ARRIVALS = """
+WITH gone AS (
+    DELETE FROM tidegate.inbound WHERE id = ANY (ARRAY(
+        SELECT oldest.id FROM (SELECT id, filed_at FROM tidegate.inbound ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED) AS oldest
+        WHERE oldest.filed_at < now() - $1::interval))
+    RETURNING id)
+SELECT count(*) FROM gone
+"""
+"""Ids rise with time, so the oldest are looked at and no others; there is no index by age."""
 
 _KEY_TYPES = {Kind.TEXT: "text", Kind.INTEGER: "bigint", Kind.UUID: "uuid"}
 
@@ -107,6 +117,7 @@ class Housekeeping:
         self._settings = settings
         self._stream_hours = stream_hours
         self._tombstones = {shape.name: _tombstones(shape) for shape in shapes}
+        telemetry.STREAM_RETENTION_SECONDS.set(settings.stream_hours * 3600)
 
     @asynccontextmanager
     async def keeping(self, stop: asyncio.Event) -> AsyncIterator[None]:
@@ -131,6 +142,7 @@ class Housekeeping:
         deleted = {
             "dead_letter": await self._all(stop, self._letters),
             "departure": await self._all(stop, self._departures),
+            "inbound": await self._all(stop, self._arrivals),
         }
         if await self._may_forget():
             for name, text in self._tombstones.items():
@@ -151,6 +163,8 @@ class Housekeeping:
             why = (
                 f"the stream keeps records for {hours} h, TIDEGATE_RETENTION_STREAM_HOURS says {settings.stream_hours}"
             )
+        if hours is not None:
+            telemetry.STREAM_RETENTION_SECONDS.set(hours * 3600)
         may = hours is not None and hours <= settings.stream_hours
         telemetry.TOMBSTONES_KEPT.set(not may)
         if not may:
@@ -177,15 +191,18 @@ class Housekeeping:
             return await step(connection, at) if is_ours else None
 
     async def _letters(self, connection: Connection, at: Any) -> Step:
-        age, rows = timedelta(hours=self._settings.letters_hours), self._settings.step_rows
-        deleted = await connection.fetchval(_LETTERS, age, rows)
-        telemetry.HOUSEKEEPING_DELETED.labels("dead_letter").inc(deleted)
-        return Step(deleted, deleted == rows)
+        return await self._aged(connection, "dead_letter", _LETTERS, self._settings.letters_hours)
 
     async def _departures(self, connection: Connection, at: Any) -> Step:
-        age, rows = timedelta(hours=self._settings.departures_hours), self._settings.step_rows
-        deleted = await connection.fetchval(_DEPARTURES, age, rows)
-        telemetry.HOUSEKEEPING_DELETED.labels("departure").inc(deleted)
+        return await self._aged(connection, "departure", _DEPARTURES, self._settings.departures_hours)
+
+    async def _arrivals(self, connection: Connection, at: Any) -> Step:
+        return await self._aged(connection, "inbound", _ARRIVALS, self._settings.inbound_hours)
+
+    async def _aged(self, connection: Connection, what: str, text: str, hours: int) -> Step:
+        rows = self._settings.step_rows
+        deleted = await connection.fetchval(text, timedelta(hours=hours), rows)
+        telemetry.HOUSEKEEPING_DELETED.labels(what).inc(deleted)
         return Step(deleted, deleted == rows)
 
     async def _forget(self, text: str, connection: Connection, at: Any) -> Step:

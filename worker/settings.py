@@ -80,12 +80,15 @@ class ConsumerSettings(Struct, frozen=True, kw_only=True):
 
 
 class WatchSettings(Struct, frozen=True, kw_only=True):
-    """How /readyz learns that the database went away, and that it is back."""
+    """How /readyz learns that the database went away and is back, and how often open dead letters are counted."""
 
     interval_s: Annotated[
         float, Meta(gt=0, description="between two looks; a worker that committed meanwhile need not ask")
     ] = 2.0
     timeout_s: Annotated[float, Meta(gt=0, description="the longest that the answer may take")] = 5.0
+    letters_interval_s: Annotated[
+        float, Meta(gt=0, description="between two counts of open dead letters, for the metrics; alarms wait for hours")
+    ] = 60.0
 
 
 class OutboxSettings(Struct, frozen=True, kw_only=True):
@@ -151,6 +154,9 @@ class RetentionSettings(Struct, frozen=True, kw_only=True):
     departures_hours: Annotated[
         int, Meta(ge=2, description="who saw a row that is gone; longer than the API's TIDEGATE_CHANGES_KEPT_S, 3 days")
     ] = 72
+    inbound_hours: Annotated[
+        int, Meta(ge=1, description="arrivals in tidegate.inbound that nobody has fetched and deleted; 90 days")
+    ] = 2_160
     interval_s: Annotated[float, Meta(gt=0, description="between two rounds; nothing waits for them")] = 600.0
     step_rows: Annotated[int, Meta(ge=1, le=100_000, description="looked at in one transaction")] = 500
     pause_ms: Annotated[int, Meta(ge=0, description="between two of them: the projection comes first")] = 100

@@ -10,6 +10,7 @@ import pytest
 
 from api import handler as api_handler
 from tests.integration.library import NOBODY, READER_1, READER_2, SHELF, STAFF, Library, get, opened
+from tidegate.access_sql import read_statement
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,6 @@ REFUSED = (
     "SET SESSION AUTHORIZATION postgres",
     "ALTER ROLE reader_login BYPASSRLS",
     "GRANT tidegate_worker TO reader_login",
-    "SELECT * FROM tidegate.read('{\"staff\": [\"x\"]}', 'SELECT ARRAY(SELECT shard_id FROM tidegate.shard)', '{}', '{}')",
 )
 
 
@@ -189,13 +189,17 @@ def test_row_security_cannot_be_switched_off(library: Library) -> None:
         library.fetch(library.reader_url, "SET row_security = off", "SELECT * FROM loans")
 
 
-def test_claims_end_with_the_call_even_in_a_longer_transaction(library: Library) -> None:
+def test_claims_are_set_before_the_rows_are_read_and_end_with_the_statement(library: Library) -> None:
     rows = "SELECT ARRAY(SELECT number FROM loans ORDER BY 1)"
-    read = f"""SELECT * FROM tidegate.read('{{"staff": ["n"]}}', '{rows}', '{{}}', '{{loans}}')"""
-    assert library.fetch(library.reader_url, read)[0]["items"] == ["L1", "L2", "L3"]
-    assert library.fetch(library.reader_url, "BEGIN", read, "SELECT * FROM loans") == []
+    text = read_statement(rows).replace("$1", """'{"viewers": {"staff": ["n"]}}'""").replace("$2", "'{loans}'")
+    assert library.fetch(library.reader_url, text)[0]["items"] == ["L1", "L2", "L3"]
+    plain = text.replace("'tidegate.viewers'", "'tidegate.others'")
+    assert library.fetch(library.reader_url, plain)[0]["items"] == [], (
+        "without its claims the same statement sees nothing"
+    )
     left = "SELECT nullif(current_setting('tidegate.viewers', true), '') AS left"
-    assert library.fetch(library.reader_url, read, left)[0]["left"] is None
+    assert library.fetch(library.reader_url, text, left)[0]["left"] is None
+    assert library.fetch(library.reader_url, text, "SELECT * FROM loans") == []
 
 
 # --- how fresh it is -------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 
+import msgspec
 import pytest
 
 from api.app import App
 from api.reports import Result, Results
 from tests.integration.harbour import MASTER, NOW, OWNER_1, OWNER_2, Harbour, Reply, opened
 from tests.integration.harbour_bubble import bubble
+from tidegate.edge import Scope
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +180,29 @@ def test_what_is_remembered_is_bounded() -> None:
     assert [key for key in "0123456" if results.get(key, NOW)] == ["2", "5"], "the longest unused goes first"
     results.put("6", Result("x" * 101, "1", NOW))
     assert results.get("6", NOW) is None
+
+
+# --- scopes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/v1/visits", {}),
+        ("/v1/visits/changes", {}),
+        ("/v1/reports/dues", {}),
+        ("/v1/ships", {"embed": "visits"}),
+        ("/v1/ships/imo0001", {"embed": "berth,visits"}),
+    ],
+)
+def test_what_a_collection_s_scope_closes_no_other_address_opens(
+    harbour: Harbour, path: str, query: dict[str, str]
+) -> None:
+    closed = msgspec.structs.replace(bubble, scopes=(Scope("/v1/visits", ("harbour/visits",)),))
+    app = App(closed, harbour.database, harbour.options())
+    refused = harbour.ask(path, MASTER, query, app=app)
+    assert refused.status == 403, refused.text
+    assert refused.json["type"] == "urn:tidegate:problem:insufficient-scope"
+    assert 'scope="harbour/visits"' in refused.headers["www-authenticate"]
+    assert harbour.ask(path, {**MASTER, "scope": "harbour/visits"}, query, app=app).status == 200
+    assert harbour.ask("/v1/ships", MASTER, {"embed": "berth"}, app=app).status == 200

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import aiohttp
 import msgspec
 import pytest
 import pytest_asyncio
 
-from api import ingest_handler, user_handler
+from api import ingest_handler, service, user_handler
 from tests.fakes import issuer
+from tests.integration import edge_bubble
 from tests.integration.worker_stack import Stack, query, running, wait_for
 from tidegate.cli import main
+from tidegate.settings import read
 from tidegate.users import table_definition
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -241,3 +247,75 @@ async def test_the_command_line_forgets_a_user(stack: Stack, capsys: pytest.Capt
     assert "the attributes are deleted" in capsys.readouterr().out
     assert {row[1] for row in await filed(stack)} == {"ben-s"}
     assert (await user("GET", claims={"sub": "ann-s"}))[0] == 404
+
+
+# --- the same without Lambda -----------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def served(**changed: str) -> AsyncIterator[tuple[aiohttp.ClientSession, int]]:
+    """`python -m api` in this loop, on the environment of the functions; its database is not asked here."""
+    environ = {**os.environ, "TIDEGATE_CURSOR_KEY": "k" * 32, "TIDEGATE_PORT": "0", **changed}
+    token = issuer.signed(issuer.claims(**ANN))
+    with mock.patch.dict(os.environ, environ):
+        settings = read(service.ServiceSettings, environ)
+        async with service.serving(settings, edge_bubble.bubble, asyncio.Event()) as (port, _):
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers) as session:
+                yield session, port
+
+
+async def test_the_service_takes_events_and_keeps_attributes(stack: Stack) -> None:
+    async with served() as (session, _):
+        async with session.post("/v1/events", json=[wish(70), wish(71)]) as answer:
+            said = await answer.json()
+            assert (answer.status, [each["status"] for each in said["results"]]) == (202, ["accepted"] * 2)
+        fay = {"Authorization": f"Bearer {issuer.signed(issuer.claims(sub='fay-s', username='customer-5'))}"}
+        async with session.post("/v1/user", json={"theme": "dark"}, headers=fay) as answer:
+            assert (answer.status, answer.headers["Cache-Control"]) == (201, "private, no-cache")
+            version = answer.headers["ETag"]
+        patch = {**fay, "If-Match": version, "Content-Type": "application/merge-patch+json"}
+        async with session.patch("/v1/user", data=b'{"theme": null}', headers=patch) as answer:
+            assert (answer.status, await answer.json()) == (200, {})
+        async with session.delete("/v1/user", headers={**fay, "If-Match": "*"}) as answer:
+            assert answer.status == 204
+        async with session.post("/v1/events", json=wish(72), headers={"Authorization": ""}) as answer:
+            assert (answer.status, answer.content_type) == (401, "application/problem+json")
+        async with session.put("/v1/events", json=wish(72)) as answer:
+            assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+
+
+async def test_the_service_reads_no_more_of_a_body_than_may_be(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 65_536
+
+    async with served(TIDEGATE_BODY_TIMEOUT_S="0.3") as (session, port):
+        async with session.post("/v1/events", data=io.BytesIO(b" " * 1_048_577)) as answer:
+            assert (answer.status, (await answer.json())["type"]) == (413, "urn:tidegate:problem:too-large")
+        async with session.post("/v1/events", data=endless()) as answer:
+            assert answer.status == 413
+        # Small as it comes, large as it would be read: not unpacked, as in Lambda.
+        packed = {"Content-Encoding": "gzip"}
+        async with session.post("/v1/events", data=gzip.compress(b" " * 10**8), headers=packed) as answer:
+            assert (answer.status, (await answer.json())["type"]) == (400, "urn:tidegate:problem:bad-body")
+        # Who announces more than comes holds nothing up for long.
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+        # And who goes in the middle is no fault of ours.
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        await writer.drain()
+        writer.close()
+        async with session.post("/v1/events", json=wish(73)) as answer:
+            assert answer.status == 202
+    assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
+
+
+async def test_what_the_service_was_not_given_it_does_not_serve(stack: Stack) -> None:
+    async with served(TIDEGATE_INBOUND_STREAM="", TIDEGATE_USER_TABLE="") as (session, _):
+        for path in ("/v1/events", "/v1/user"):
+            async with session.post(path, json=wish(80)) as answer:
+                assert answer.status == 405, "as at any other address of a service that only reads"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any, TypeAlias
 
 import asyncpg
 import pytest
 import pytest_asyncio
+from prometheus_client import REGISTRY
 
 from local.postgres import Postgres
 from tests.integration.worker_rows import SHAPES, batch, change, create_tables, gadget, rows
+from tests.integration.worker_stack import wait_for
 from tidegate import tables
 from tidegate.database import Database, DatabaseSettings, connect
 from tidegate.errors import Fatal, TidegateError, Transient
@@ -21,6 +23,7 @@ from tidegate.settings import read
 from worker import dead_letter
 from worker.aurora import AuroraSink
 from worker.housekeeping import Housekeeping
+from worker.open_letters import OpenLetters
 from worker.settings import RetentionSettings, WorkerSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -96,7 +99,13 @@ async def test_old_tombstones_go_step_by_step_and_nothing_else(
     await sql.execute("UPDATE gadgets SET _projected_at = now() - $1::interval WHERE number = 'live'", MONTHS)
     almost = timedelta(hours=SETTINGS.tombstones_hours, minutes=-1)
     await sql.execute("UPDATE gadgets SET _projected_at = now() - $1::interval WHERE number = 'young'", almost)
-    assert await keeper(database).round(NEVER) == {"dead_letter": 0, "departure": 0, "gadget": 35, "counter": 0}
+    assert await keeper(database).round(NEVER) == {
+        "dead_letter": 0,
+        "departure": 0,
+        "inbound": 0,
+        "gadget": 35,
+        "counter": 0,
+    }
     assert await left(sql) == ["live", "young"]
 
 
@@ -131,6 +140,50 @@ async def test_resolved_letters_go_and_open_ones_stay_whatever_their_age(
     assert await rows(sql, "SELECT count(*), count(resolved_at) FROM tidegate.dead_letter") == [(10, 2)]
 
 
+async def test_open_letters_are_counted_with_the_age_of_the_oldest(
+    database: Database, sink: AuroraSink, sql: Connection
+) -> None:
+    """Not the closed ones, and not what is parked."""
+    async with OpenLetters(database, interval_s=0.01).watching():
+        await wait_for(counted(0))
+        await sink.write(batch(*(change(f"G{n:03}", 2, gadget(f"G{n:03}", pieces="x")) for n in range(5))), 1)
+        for key, hours in (("G000", 30), ("G001", 20), ("G002", 10)):
+            age = timedelta(hours=hours)
+            await sql.execute(
+                "UPDATE tidegate.dead_letter SET first_seen_at = now() - $2::interval WHERE key = $1", key, age
+            )
+        await sql.execute("UPDATE tidegate.dead_letter SET resolved_at = now() WHERE key = 'G000'")
+        await sql.execute("UPDATE tidegate.dead_letter SET parked_at = now() WHERE key = 'G001'")
+        await wait_for(counted(3))
+        assert await metered() == (3, 10)
+        await sql.execute("UPDATE tidegate.dead_letter SET resolved_at = now()")
+        await wait_for(counted(0))
+        assert await metered() == (0, 0)
+
+
+async def test_what_the_stream_says_of_its_retention_is_told(database: Database, sink: AuroraSink) -> None:
+    kept = keeper(database, a_year)
+    assert REGISTRY.get_sample_value("tidegate_stream_retention_seconds") == SETTINGS.stream_hours * 3600
+    await kept.round(NEVER)
+    assert REGISTRY.get_sample_value("tidegate_stream_retention_seconds") == await a_year() * 3600
+
+
+async def metered() -> tuple[float, int]:
+    """Open letters, and the hours that the oldest has been open."""
+    count = REGISTRY.get_sample_value("tidegate_dead_letters_open")
+    age_s = REGISTRY.get_sample_value("tidegate_dead_letters_oldest_seconds")
+    assert count is not None
+    assert age_s is not None
+    return count, round(age_s / 3600)
+
+
+def counted(letters: int) -> Callable[[], Awaitable[bool]]:
+    async def is_counted() -> bool:
+        return (await metered())[0] == letters
+
+    return is_counted
+
+
 async def test_departures_go_when_no_cursor_can_ask_for_them_any_more(database: Database, sql: Connection) -> None:
     await sql.execute(
         "INSERT INTO tidegate.departure (relation, key, xid, seen_by, left_at) SELECT 'gadgets', n::text, n, '{}', "
@@ -139,6 +192,23 @@ async def test_departures_go_when_no_cursor_can_ask_for_them_any_more(database: 
     assert (await keeper(database).round(NEVER))["departure"] == 29, "after three days"
     assert await rows(sql, "SELECT max(xid) FROM tidegate.departure") == [(71,)]
     await sql.execute("TRUNCATE tidegate.departure")
+
+
+async def test_arrivals_that_nobody_fetched_go_when_they_are_old(database: Database, sql: Connection) -> None:
+    await sql.execute(
+        "INSERT INTO tidegate.inbound (identity, event_id, event_type, source, subject, viewers, data, occurred_at, received_at, "
+        "filed_at) SELECT n::text, n::text, 'wish', 's', 'u', '{}', '{}', now(), now(), now() - (100 - n) * interval '1 day' "
+        "FROM generate_series(1, 40) AS n"
+    )
+    async with sql.transaction():
+        # Whoever is fetching one keeps it; the others do not wait for that.
+        await sql.execute("SELECT FROM tidegate.inbound WHERE identity = '3' FOR UPDATE")
+        assert (await keeper(database).round(NEVER))["inbound"] == 9, (
+            "after 90 days, but for the one that is being fetched"
+        )
+    assert await rows(sql, "SELECT min(identity::int), count(*) FROM tidegate.inbound") == [(3, 31)]
+    assert (await keeper(database).round(NEVER))["inbound"] == 1
+    await sql.execute("TRUNCATE tidegate.inbound")
 
 
 async def a_year() -> int:
@@ -158,7 +228,7 @@ async def test_tombstones_stay_while_the_stream_keeps_records_longer_or_does_not
     database: Database, sink: AuroraSink, sql: Connection, hours: Any
 ) -> None:
     await bury(sink, sql, 1)
-    assert await keeper(database, hours).round(NEVER) == {"dead_letter": 0, "departure": 0}
+    assert await keeper(database, hours).round(NEVER) == {"dead_letter": 0, "departure": 0, "inbound": 0}
     assert await left(sql) == ["G000"]
 
 

@@ -13,12 +13,13 @@ import asyncpg
 import msgspec
 import pytest
 
-from api import queries, selection
+from api import changes, queries, selection
 from api.answer import Answer, etag_of, freshness_headers, representation
 from api.app import App, Options
 from api.cursor import Cursors
 from api.database import Read, translated
 from api.faults import unacceptable, unavailable
+from api.filters import Filter
 from api.queries import Query
 from api.request import Request, request_of
 from api.selection import LARGEST_LIMIT
@@ -26,31 +27,56 @@ from api.settings import ApiSettings
 from tests.fakes import issuer
 from tests.integration.library_bubble import Branch, Loan, Shelf, bubble
 from tidegate.database import verdict_of
-from tidegate.entity import describe
+from tidegate.entity import EntityShape, describe
 from tidegate.errors import Fatal, Rejected, Transient
 from tidegate.settings import read
 
 ROOT = Path(__file__).parents[2]
 LOANS, BRANCHES, SHELVES = describe(Loan), describe(Branch), describe(Shelf)
 
+
+def whole(shape: EntityShape) -> selection.Selection:
+    """All fields of all rows, by key: what a request without parameters asks for."""
+    return selection.listed(shape, {}, {})
+
+
 # --- queries ---------------------------------------------------------------------------------------
 
 
 def test_only_declared_fields_are_selected_and_values_are_never_text() -> None:
-    wanted = selection.whole(LOANS)
+    wanted = whole(LOANS)
     first = queries.page(LOANS, wanted, limit=51, after=None)
     later = queries.page(LOANS, wanted, limit=3, after=["x' OR true --"])
     for query in (first, later, queries.row(LOANS, "x' OR true --", wanted)):
         assert "OR true" not in query.statement
         assert "_deleted" not in query.statement
         assert "*" not in query.statement
-    assert first == Query(first.statement, {"limit": 51})
-    assert later.arguments == {"limit": 3, "after": ["x' OR true --"]}
+    assert first == Query(first.statement, {}, keeps_plan=True)
+    assert later == Query(later.statement, {"after": ["x' OR true --"]}, keeps_plan=False)
     assert "WHERE" not in first.statement
-    single = queries.row(SHELVES, "k", selection.whole(SHELVES)).statement
-    assert single.endswith("""WHERE stored."id" = ($1 ->> 'key')::uuid)""")
-    paged = queries.page(BRANCHES, selection.whole(BRANCHES), limit=1, after=["5"]).statement
-    assert "($1 -> 'after' ->> 0)::bigint" in paged
+    single = queries.row(SHELVES, "k", whole(SHELVES)).statement
+    assert single.endswith("""WHERE stored."id" = ($1::jsonb ->> 'key')::uuid)""")
+    paged = queries.page(BRANCHES, whole(BRANCHES), limit=1, after=["5"]).statement
+    assert "($1::jsonb -> 'after' ->> 0)::bigint" in paged
+
+
+def test_only_what_is_read_in_one_way_for_all_arguments_keeps_its_plan() -> None:
+    assert queries.row(LOANS, "k", whole(LOANS)).keeps_plan
+    filtered = msgspec.structs.replace(whole(LOANS), filters=(Filter(LOANS.key, "eq", "L1"),))
+    assert not queries.page(LOANS, filtered, limit=5, after=None).keeps_plan
+    assert not changes.query(LOANS, LOANS.fields, changes.Place(7), 5).keeps_plan
+
+
+def test_one_statement_serves_all_callers_of_a_kind_and_says_how_many_ids_they_have() -> None:
+    def asked(viewers: queries.Viewers) -> str:
+        return queries.page(LOANS, whole(LOANS), limit=1, after=None, viewers=viewers).statement
+
+    one, other, many = ({"reader": ids} for ids in (["1"], ["2' OR true --"], ["1", "2"]))
+    assert asked(one) == asked(other)
+    assert """stored."reader"::text = (SELECT $1::jsonb -> 'viewers' -> 'reader' ->> 0)""" in asked(one)
+    assert """stored."reader"::text = ANY ((SELECT tidegate.viewer_ids('reader'))::text[])""" in asked(many)
+    assert "WHERE false" in asked({"nobody": ["1"]})
+    assert "WHERE" not in asked({**many, "staff": ["north"]}), "who sees everything is not narrowed"
 
 
 @pytest.mark.parametrize(
@@ -136,9 +162,9 @@ class FakeDatabase:
     def __init__(self, items: Sequence[str] = (), failure: Exception | None = None) -> None:
         self.items = list(items)
         self.failure = failure
-        self.asked: list[tuple[str, Query, Sequence[str]]] = []
+        self.asked: list[tuple[queries.Viewers, Query, Sequence[str]]] = []
 
-    async def read(self, viewers: str, query: Query, sources: Sequence[str]) -> Read:
+    async def read(self, viewers: queries.Viewers, query: Query, sources: Sequence[str]) -> Read:
         self.asked.append((viewers, query, sources))
         if self.failure is not None:
             raise self.failure
@@ -166,14 +192,14 @@ def problem_of(answer: Answer) -> dict[str, Any]:
 
 
 async def test_a_page_asks_for_one_row_more_and_hands_on_the_texts() -> None:
-    database = FakeDatabase([f'[{number}]\n{{"number":{number},"name":"a"}}' for number in (1, 2, 3)])
+    database = FakeDatabase(['{"number":1}', '[2]\n{"number":2}', '{"number":3}'])
     answer = await ask(database, "/v1/town-branches", query={"limit": "2"})
-    assert database.asked[0][0] == '{"everyone":["*"],"reader":["1"]}'
-    assert database.asked[0][1].arguments == {"limit": 3}
+    assert database.asked[0][0] == {"everyone": ["*"], "reader": ["1"]}
+    assert "LIMIT 3)" in database.asked[0][1].statement
     page = msgspec.json.decode(answer.body)
     assert [item["number"] for item in page["items"]] == [1, 2]
     await ask(database, "/v1/town-branches", query={"cursor": page["next_cursor"]})
-    assert database.asked[1][1].arguments == {"limit": 51, "after": [2]}
+    assert database.asked[1][1].arguments == {"after": [2]}
 
 
 @pytest.mark.parametrize(

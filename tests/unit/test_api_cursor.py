@@ -14,7 +14,9 @@ from api.cursor import Cursors, Position
 
 OLD, NEW = b"o" * 32, b"n" * 32
 CURSORS = Cursors([NEW])
-VALUES = st.none() | st.text() | st.integers(-(2**63), 2**63 - 1) | st.booleans() | st.floats(allow_nan=False)
+# A position is JSON of PostgreSQL's: what is no finite number is a text in it.
+NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.none() | st.text() | NUMBERS | st.booleans()
 
 
 @settings(deadline=None)

@@ -54,6 +54,22 @@ def test_events_survive_the_wire(event: StreamEvent) -> None:
     assert codec.decode(codec.encode(event)) == event
 
 
+@given(st.lists(changes, min_size=1, max_size=4))
+def test_upserts_of_one_answer_are_written_as_each_alone(events: list[ChangeEvent]) -> None:
+    first = events[0]
+    upserts, expected = [], []
+    for event in events:
+        assert event.payload is not None
+        key = EntityKey(first.key.entity, event.key.key)
+        identity = codec.event_id(key, event.version, Operation.UPSERT)
+        alone = msgspec.structs.replace(
+            event, event_id=identity, key=key, source=first.source, observed_at=first.observed_at
+        )
+        expected.append(codec.encode(alone))
+        upserts.append(codec.Upsert(key.key, event.version, event.cause, event.occurred_at, event.payload))
+    assert codec.encode_upserts(first.key.entity, first.source, first.observed_at, upserts) == expected
+
+
 @given(versions, versions)
 def test_versions_keep_their_order(one: Version, other: Version) -> None:
     decoded = [codec.decode_version(codec.encode_version(version)) for version in (one, other)]

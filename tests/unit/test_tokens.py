@@ -58,8 +58,7 @@ async def test_what_the_issuer_signed_for_us_is_taken() -> None:
 
 async def test_another_library_s_signature_is_taken() -> None:
     """The padding and hash of RFC 7518, made without joserfc."""
-    private = serialization.load_pem_private_key(key().as_pem(private=True), None)
-    assert isinstance(private, rsa.RSAPrivateKey)
+    private = private_key()
     text = f"{part({'alg': 'RS256', 'kid': 'key-1'})}.{part(claims())}"
     sign = private.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256())
     assert (await accepted(f"{text}.{part(sign)}"))["sub"]
@@ -74,6 +73,10 @@ async def test_another_library_s_signature_is_taken() -> None:
     salted = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
     with pytest.raises(Unidentified):
         await accepted(f"{text}.{part(private.sign(text.encode(), salted, hashes.SHA256()))}")
+
+
+async def test_the_padding_that_these_tests_forge_is_taken_when_it_is_right() -> None:
+    assert (await accepted(number_signed(pkcs1)))["sub"]
 
 
 async def test_an_id_token_counts_only_where_it_is_let_in() -> None:
@@ -146,10 +149,39 @@ def twice(name: str, value: object) -> bytes:
 
 def raw_header(text: str) -> str:
     """A signature that holds over a header that no serializer would write."""
+    whole = f"{part(text.encode())}.{part(claims())}"
+    return f"{whole}.{part(private_key().sign(whole.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
+
+
+def private_key() -> rsa.RSAPrivateKey:
     private = serialization.load_pem_private_key(key().as_pem(private=True), None)
     assert isinstance(private, rsa.RSAPrivateKey)
-    whole = f"{part(text.encode())}.{part(claims())}"
-    return f"{whole}.{part(private.sign(whole.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
+    return private
+
+
+def signed_as(scheme: padding.AsymmetricPadding, digest: hashes.HashAlgorithm, algorithm: str = "RS256") -> str:
+    """The issuer's own key, by another scheme than the header says."""
+    whole = f"{part({'alg': algorithm, 'kid': 'key-1'})}.{part(claims())}"
+    return f"{whole}.{part(private_key().sign(whole.encode(), scheme, digest))}"
+
+
+def number_signed(padded: Callable[[bytes], bytes], beyond: int = 0) -> str:
+    """Raw RSA over whatever stands where PKCS#1 has its padding; `beyond` adds that many times the modulus."""
+    numbers = private_key().private_numbers()
+    modulus = numbers.public_numbers.n
+    whole = f"{part({'alg': 'RS256', 'kid': 'key-1'})}.{part(claims())}"
+    block = padded(hashlib.sha256(whole.encode()).digest())
+    number = pow(int.from_bytes(block, "big"), numbers.d, modulus) + beyond * modulus
+    return f"{whole}.{part(number.to_bytes(256 + (number.bit_length() > 2048), 'big'))}"
+
+
+SHA_256 = bytes.fromhex("3031300d060960864801650304020105000420")
+
+
+def pkcs1(digest: bytes, *, name: bytes = SHA_256, end: bytes = b"") -> bytes:
+    """The block that PKCS#1 v1.5 signs, 256 bytes."""
+    tail = b"\0" + name + digest + end
+    return b"\0\1".ljust(256 - len(tail), b"\xff") + tail
 
 
 def plain() -> RSAKey:
@@ -189,12 +221,26 @@ FORGED: dict[str, Callable[[], str]] = {
     "ES256": lambda: with_key({}, ECKey.generate_key("P-256"), "ES256"),
     "EdDSA": lambda: with_key({}, OKPKey.generate_key("Ed25519"), "Ed25519"),
     "HS256 of its own": lambda: with_key({}, OctKey.generate_key(256), "HS256"),
+    "ES256 of zeros": lambda: unsigned("ES256", part(bytes(64))),
+    "RS256 that is PSS": lambda: signed_as(padding.PSS(padding.MGF1(hashes.SHA256()), 32), hashes.SHA256()),
+    "RS256 over SHA-1": lambda: signed_as(padding.PKCS1v15(), hashes.SHA1()),
+    "RS256 over SHA-512": lambda: signed_as(padding.PKCS1v15(), hashes.SHA512()),
+    "RS512 that is RS256": lambda: signed_as(padding.PKCS1v15(), hashes.SHA256(), "RS512"),
+    "padding without the digest's name": lambda: number_signed(lambda digest: pkcs1(digest, name=b"")),
+    "padding with something behind": lambda: number_signed(lambda digest: pkcs1(digest, end=b"\0" * 8)),
+    "padding that is short": lambda: number_signed(
+        lambda digest: (b"\0\1" + b"\xff" * 8 + b"\0" + SHA_256 + digest).ljust(256, b"\0")
+    ),
+    "padding of zeros": lambda: number_signed(lambda digest: pkcs1(digest).replace(b"\xff", b"\0")),
+    "signature and the modulus": lambda: number_signed(pkcs1, beyond=1),
     "another key under our key's name": lambda: signed(claims(), {"kid": "key-1"}, "own-key"),
     "the issuer's other key": lambda: signed(claims(), {"kid": "key-2"}),
     "an unknown key": lambda: signed(claims(), name="own-key"),
     "no key named": lambda: raw_header('{"alg": "RS256"}'),
     "key name is a number": lambda: raw_header('{"alg": "RS256", "kid": 1}'),
     "key name is empty": lambda: raw_header('{"alg": "RS256", "kid": ""}'),
+    "key name ends in NUL": lambda: raw_header('{"alg": "RS256", "kid": "key-1\\u0000"}'),
+    "NUL in the token": lambda: signed(claims()) + "\0",
     "key name is a path": lambda: signed(claims(), {"kid": "../../dev/null"}),
     "key name is SQL": lambda: signed(claims(), {"kid": "x' UNION SELECT 'key-1"}),
     "key brought along": lambda: signed(claims(), {"kid": "key-1", "jwk": OWN.as_dict(private=False)}, "own-key"),

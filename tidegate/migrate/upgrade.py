@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
-from tidegate import access, access_sql, columns, tables, tracking
+from tidegate import access, columns, tables, tracking
 from tidegate.bubble import Bubble
 from tidegate.entity import EntityShape
 from tidegate.errors import Fatal
@@ -199,7 +199,6 @@ def _common_statements() -> Iterator[str]:
     yield from tracking.FUNCTIONS
     yield from access.operational_grants()
     yield from tracking.access()
-    yield from access_sql.statements()
 
 
 def _statements(texts: Iterable[str]) -> Callable[[Connection], None]:
