@@ -97,7 +97,7 @@ async def tidegate(url: str, shards: int, pages: int) -> float:
             batch=BatchSettings(),
             settings=ConsumerSettings(),
             register=_nothing,
-            list_leases=store.scan,
+            get_lease=store.get,
         )
         lifecycle.settle_memory()
         started_s = time.perf_counter()

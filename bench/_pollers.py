@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
 from io import BytesIO
 from typing import Any
@@ -25,17 +25,18 @@ from msgspec.structs import replace
 
 from bench._office import key_of, row
 from poller.changes import MOST_RECORD_BYTES, Record
+from poller.drift import ShapeWatch
 from poller.index_store import S3IndexStore
 from poller.loop import SourceLoop
 from poller.publisher import KinesisPublisher
 from poller.rest import RestSource
 from poller.settings import LoopSettings, PublishSettings
-from poller.snapshot import Entry, fingerprint
+from poller.snapshot import Entry, fingerprints
 from poller.source import Cursor, Progress, SinceRevision
 from poller.sweep import Sweep
 from poller.term import Stores, Term
 from poller.translate import Reading
-from tidegate import aws
+from tidegate import aws, lifecycle
 from tidegate.bubble import AfterKey, ByRevision, Env, Office, PageNumber, RawRow, Reread, Rest, Source
 from tidegate.entity import EVERYONE, Entity, Meta, Reader
 from tidegate.event import Cause
@@ -134,7 +135,8 @@ def _term(declared: Source, session: aiohttp.ClientSession, url: str, publisher:
     assert isinstance(feed, Rest)
     source = RestSource(declared, feed, session, {"OFFICE_URL": url})
     stores = Stores(_Cursors(), S3IndexStore(_Bucket(), "state"), publisher)
-    return Term(Reading.of(declared), source, stores, LoopSettings(), stop=asyncio.Event(), check=lambda: None)
+    reading = Reading.of(declared)._replace(watch=ShapeWatch(declared.drift))
+    return Term(reading, source, stores, LoopSettings(), stop=asyncio.Event(), check=lambda: None)
 
 
 # ---------------------------------------------------------------- poll
@@ -148,6 +150,7 @@ async def _tidegate_poll(office: str, kinesis: str, rows: int) -> float:
         term = _term(POLLED, session, office, publisher)
         loop = SourceLoop(term, publisher)
         await loop.open(1)
+        lifecycle.settle_memory()
         started = time.perf_counter()
         while not term.progress.loaded:
             await loop.step()
@@ -215,9 +218,14 @@ async def _tidegate_sweep(office: str, rows: int, every: int) -> float:
     async with aiohttp.ClientSession() as session:
         term = _term(SWEPT, session, office, publisher)
         await term.open(1)
-        for number in range(rows):
-            stamp = fingerprint(msgspec.json.decode(row(number)))
-            term.index.apply({key_of(number): Entry(0, number + 1, 1, number // SWEEP_ROWS, 1, stamp)})
+        for read, numbers in enumerate(_pages(rows), 1):
+            stamps = fingerprints(_decoded(numbers))
+            term.index.apply(
+                {
+                    key_of(number): Entry(0, number + 1, 1, read, 1, stamp)
+                    for number, stamp in zip(numbers, stamps, strict=True)
+                }
+            )
         await term.advance(Progress(live=SinceRevision(bound=rows, at=rows, loaded=True), loaded=True))
         async with session.get(f"{office}/change", params={"every": every}):
             pass
@@ -235,8 +243,17 @@ def tidegate_sweep(office: str, rows: int, every: int) -> float:
     return asyncio.run(_tidegate_sweep(office, rows, every))
 
 
+def _pages(rows: int) -> Iterator[range]:
+    return (range(at, min(rows, at + SWEEP_ROWS)) for at in range(0, rows, SWEEP_ROWS))
+
+
+def _decoded(numbers: range) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = msgspec.json.decode(f"[{','.join(map(row, numbers))}]")
+    return found
+
+
 async def _plain_sweep(office: str, rows: int, every: int) -> float:
-    known = {key_of(number): _digest(msgspec.json.decode(row(number))) for number in range(rows)}
+    known = {each["number"]: _digest(each) for numbers in _pages(rows) for each in _decoded(numbers)}
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{office}/change", params={"every": every}):
             pass

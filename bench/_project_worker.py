@@ -94,7 +94,7 @@ async def joined(stream_name: str, dsn: str) -> AsyncIterator[Joined]:
             batch=BatchSettings(),
             settings=ConsumerSettings(),
             register=_nothing,
-            list_leases=store.scan,
+            get_lease=store.get,
         )
         yield Joined(consumer, sink, store, holds)
 

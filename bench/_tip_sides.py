@@ -106,6 +106,9 @@ class _Watch:
     def is_foreign(self, shard_id: str, sequence: int) -> bool:
         return self._reader.is_foreign(shard_id, sequence)
 
+    async def is_at_the_edge(self, arrival_s: float) -> bool:
+        return await self._reader.is_at_the_edge(arrival_s)
+
     def note_committed(self, batch: Batch) -> None:
         now_s = time.time()
         for change in batch.changes:

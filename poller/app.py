@@ -39,7 +39,7 @@ from poller.slot_store import TableSlots
 from poller.source import Source
 from poller.term import Stores, Term
 from poller.translate import Reading
-from tidegate import aws, bubble, health, telemetry
+from tidegate import aws, bubble, health, lifecycle, telemetry
 from tidegate.errors import Fatal
 from tidegate.leases import Coordinator, DynamoLeaseStore, Hold, owner_name
 from tidegate.source_table import SourceTable
@@ -198,6 +198,7 @@ async def run(settings: PollerSettings, environ: Mapping[str, str], stop: asynci
             environ=environ,
             gates=at_gates,
         )
+        lifecycle.settle_memory()
         log.info(telemetry.PROCESS_STARTED, owner=owner, sources=sorted(declared))
         coordinator = Coordinator.for_keys(leases, owner, settings.leases, poller.poll, sorted(declared))
         async with asyncio.TaskGroup() as group:

@@ -90,10 +90,10 @@ class Attended:
 
     async def _errand_step(self) -> bool:
         """One step of the errand in hand, or of the next one; False when there is none that is due."""
-        if self._loop.is_closed or self._clock() < self._due_at:
-            return False
         signal = self._signal or self._signals.errand
-        if signal is None:
+        if signal is None or self._clock() < self._due_at:
+            return False
+        if self._loop.is_closed and signal.verb.asks:
             return False
         try:
             following = await self._on(signal)
@@ -124,7 +124,8 @@ class Attended:
         """The loop sweeps for itself; here it is told to begin, and looked at."""
         if self._signal is None:
             self._sweeps_before = self._loop.sweeps
-            await self._loop.sweep_now(again=signal.again, allowed=signal.allow)
+            is_new = signal.standing is Standing.ASKED
+            await self._loop.sweep_now(again=signal.again, allowed=signal.allow, anew=is_new)
             return replace(signal, standing=Standing.RUNNING)
         swept = self._loop.swept
         if self._loop.sweeps == self._sweeps_before or swept is None:

@@ -61,6 +61,10 @@ class SlotStore(Protocol):
 
     async def set_pause(self, office: str, pause: str) -> Board: ...
 
+    async def end_pause(self, office: str, pause: str) -> Board:
+        """Take this pause back, if it is still the one that the board tells of."""
+        ...
+
 
 class _Slot:
     """Of this process's view: `value` as the store has it, `valid_until` while we hold it, `seen_at` of the value."""
@@ -122,6 +126,7 @@ class Budget:
         self._is_wanted = False
         self._after_others_at = float("-inf")
         self._pause = ""
+        self._pause_over_at = float("inf")
         if store is None:
             for slot in self._slots:
                 slot.valid_until = float("inf")
@@ -201,6 +206,9 @@ class Budget:
     async def tend(self, store: SlotStore) -> None:
         """One round: look, renew, give back, take. Raises Transient, Fatal."""
         self._see(await store.look(self._name))
+        if self._pause and self._clock() >= self._pause_over_at:
+            # Whoever was asked to wait may be gone, and who starts later must not wait for what is over.
+            self._see(await store.end_pause(self._name, self._pause))
         for slot in self._held():
             await self._tend_held(store, slot)
         if not self._waiting or self._clock() < self._after_others_at:
@@ -276,11 +284,13 @@ class Budget:
             self._pause = board.pause
             if board.pause:
                 # How long ago it was asked is not known; from now on is never too short.
-                self._on_pause(float(board.pause.partition(" ")[2]))
+                wait_s = float(board.pause.partition(" ")[2])
+                self._pause_over_at = now + wait_s
+                self._on_pause(wait_s)
 
     async def tell_pause(self, wait_s: float, number: str) -> None:
-        """Let every process know that the back office wants to be left alone; 0 takes it back. Raises Transient."""
+        """Let every process know that the back office wants to be left alone. Raises Transient."""
         if self._store is None:
             return
-        self._pause = f"{number} {wait_s}" if wait_s > 0 else ""
+        self._pause, self._pause_over_at = f"{number} {wait_s}", self._clock() + wait_s
         self._see(await self._store.set_pause(self._name, self._pause))

@@ -10,6 +10,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from poller.aggregate import Aggregate, hash_of, most_added
 from poller.changes import Record
 from poller.settings import PublishSettings
@@ -42,7 +44,7 @@ class ShardMap:
         return self._ids[bisect_right(self._starts, hash_key)]
 
 
-class Put(NamedTuple):
+class Put(Struct, frozen=True, gc=False):
     """One entry with the shard it is meant for. `contents` are an aggregate's user records; empty for a plain record."""
 
     entry: PutEntry
@@ -64,15 +66,16 @@ def put_to(shard: OpenShard, partition_key: str, data: bytes) -> Put:
     return Put(PutEntry(partition_key, data, shard.starting_hash_key), shard.shard_id, size_bytes)
 
 
-def puts(records: Iterable[Record], shards: ShardMap, settings: PublishSettings) -> Iterator[Put]:
+def puts(records: Iterable[Record], shards: ShardMap, settings: PublishSettings) -> Iterable[Put]:
     """The entries for the records: one each, or aggregates."""
     if settings.aggregate:
-        yield from _aggregated(records, shards, settings.aggregate_bytes)
-        return
-    for record in records:
-        key = record.partition_key.encode()
-        entry = PutEntry(record.partition_key, record.data)
-        yield Put(entry, shards.home(hash_of(key)), len(key) + len(record.data))
+        return _aggregated(records, shards, settings.aggregate_bytes)
+    return [_put(record, record.partition_key.encode(), shards) for record in records]
+
+
+def _put(record: Record, key: bytes, shards: ShardMap) -> Put:
+    home = shards.home(hash_of(key))
+    return Put(PutEntry(record.partition_key, record.data), home, len(key) + len(record.data))
 
 
 class _Open:

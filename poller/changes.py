@@ -12,11 +12,12 @@ from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from poller.index import Index
-from poller.snapshot import NAMELESS, Entry, Seen, State, fingerprint, gone, is_known, judge
+from poller.snapshot import NAMELESS, Entry, Seen, State, fingerprints, gone, is_known, judge
 from poller.source import FileRow
-from poller.translate import Reading, Translated, raw_key, translate
+from poller.translate import Reading, Translated, raw_keys, translate, translate_all
 from tidegate import codec
 from tidegate.bubble import RawRow
 from tidegate.errors import Rejected
@@ -29,7 +30,7 @@ _MOST_RAW_BYTES = 600_000
 """base64 makes 800,000 of it."""
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """One record for the stream. `label` is its cause, or "quarantine"; for counting."""
 
     partition_key: str
@@ -51,7 +52,7 @@ class Sight(NamedTuple):
     stated: int | None = None
 
 
-class _Row(NamedTuple):
+class _Row(msgspec.Struct, frozen=True, gc=False):
     """A raw row with its key (None: unreadable), its name in the index, and what is known under that name."""
 
     raw: RawRow
@@ -61,15 +62,26 @@ class _Row(NamedTuple):
     before: Entry | None
 
 
+class _Upsert(msgspec.Struct, frozen=True, gc=False):
+    """A row to be published, and why."""
+
+    row: _Row
+    entry: Entry
+    cause: Cause
+    found: Translated
+
+
 def distinct(rows: Sequence[RawRow], reading: Reading) -> tuple[RawRow, ...]:
     """One row a key: of several in one answer the one with the highest version, of equal ones the last.
 
     A row that cannot be translated counts as older than one that can. Rows without a usable key all stay.
     """
+    keys = raw_keys(rows, reading.key_path)
+    if len(set(keys)) == len(keys):
+        return tuple(rows)
     chosen: dict[str, int] = {}
     left_out: set[int] = set()
-    for at, row in enumerate(rows):
-        key = raw_key(row, reading.key_path)
+    for at, (row, key) in enumerate(zip(rows, keys, strict=True)):
         if key is None:
             continue
         before = chosen.setdefault(key, at)
@@ -90,7 +102,8 @@ def _version(row: RawRow, key: str, reading: Reading) -> int:
 class Changes:
     """Collects over the requests of one step. `entries` are index entries to journal, `records` to publish.
 
-    `raws` are the rows behind the records, for the archive.
+    `raws` are the rows behind the records, for the archive; `seen` the rows' names, with their numbers in the index if it
+    knew them.
     """
 
     def __init__(self, index: Index, reading: Reading, most_record_bytes: int = MOST_RECORD_BYTES) -> None:
@@ -98,7 +111,7 @@ class Changes:
         self.entries: dict[str, Entry] = {}
         self.doubted: set[str] = set()
         self.raws: dict[str, RawRow] = {}
-        self.seen: set[str] = set()
+        self.seen: dict[str, int] = {}
         self.counts: Counter[str] = Counter()
         self._index = index
         self._reading = reading
@@ -106,23 +119,25 @@ class Changes:
 
     def see(self, rows: Sequence[RawRow], sight: Sight) -> None:
         """Judge the rows of one answer."""
-        index, entries, seen, key_path = self._index, self.entries, self.seen, self._reading.key_path
-        translation, unchanged = self._reading.source.translation, 0
-        for raw in rows:
-            stamp = fingerprint(raw)
-            key = raw_key(raw, key_path)
-            name = NAMELESS + stamp.hex() if key is None else key
-            seen.add(name)
-            before = entries.get(name)
-            number = index.row(name) if before is None else None
-            if index.has(number, stamp, translation) if before is None else is_known(before, stamp, translation):
-                unchanged += 1
-                continue
-            if number is not None:
-                before = index.entry(number)
-            self._change(_Row(raw, key, name, stamp, before), sight)
+        keys, stamps = raw_keys(rows, self._reading.key_path), fingerprints(rows)
+        names = [NAMELESS + stamp.hex() if key is None else key for key, stamp in zip(keys, stamps, strict=True)]
+        if len(set(names)) < len(names):
+            # The second row of a key must meet what the first one made of it.
+            for row in rows:
+                self.see([row], sight)
+            return
+        numbers = self._index.numbers(names)
+        known = self._known(names, numbers, stamps)
+        new = [
+            _Row(rows[at], keys[at], name, stamps[at], self._before(name, numbers[at]))
+            for at, name in enumerate(names)
+            if not known[at]
+        ]
+        self.seen.update(zip(names, numbers, strict=True))
         self.counts["rows"] += len(rows)
-        self.counts["unchanged"] += unchanged
+        self.counts["unchanged"] += len(rows) - len(new)
+        if new:
+            self._change(new, sight)
 
     def bury(self, key: str, sight: Sight) -> None:
         """The key is gone: its tombstone, unless something newer is known."""
@@ -132,49 +147,84 @@ class Changes:
             return
         self.entries[key] = entry
         self.counts[Operation.DELETE] += 1
-        event = self._event(key, entry, sight, None)
-        self._publish(event, codec.encode(event))
+        name = EntityKey(self._reading.shape.name, key)
+        event = ChangeEvent(
+            event_id=codec.event_id(name, entry.version, Operation.DELETE),
+            key=name,
+            version=entry.version,
+            operation=Operation.DELETE,
+            cause=sight.cause,
+            source=self._reading.source.name,
+            occurred_at=sight.observed_at,
+            observed_at=sight.observed_at,
+        )
+        self.records[str(name)] = Record(str(name), codec.encode(event), sight.cause)
+
+    def apply(self) -> None:
+        """Everything was published: the index is to know it."""
+        numbers = self._index.apply(self.entries)
+        self.seen |= {key: row for key, row in zip(self.entries, numbers, strict=True) if key in self.seen}
 
     def labels(self) -> Counter[str]:
         """How many records there are of each label."""
         return Counter(record.label for record in self.records.values())
 
-    def _change(self, row: _Row, sight: Sight) -> None:
-        fault: Rejected | None = None
-        translated: Translated | None = None
-        try:
-            translated = translate(row.raw, row.key, self._reading)
-        except Rejected as error:
-            fault = error
-        version = None if translated is None else translated.source_version
-        if translated is not None and sight.stated is not None and self._reading.shape.version is None:
-            version = sight.stated
-        translation = self._reading.source.translation
-        entry = judge(row.before, Seen(row.stamp, version, sight.epoch, sight.read, translation, sight.keyed))
-        if entry is None:
-            self.doubted.add(row.name)
-            return
-        self.doubted.discard(row.name)
-        if translated is not None and row.key is not None:
-            event = self._event(row.key, entry, _recaused(sight, row.before, entry), translated)
-            data = codec.encode(event)
-            if len(data) <= self._most_record_bytes:
-                self.entries[row.name] = entry
-                self.raws[row.name] = row.raw
-                self._publish(event, data)
-                return
-            fault = Rejected("too_large", f"its event is larger than {self._most_record_bytes} bytes")
-            entry = msgspec.structs.replace(entry, state=State.QUARANTINED)
-        if fault is not None:
-            self.entries[row.name] = entry
+    def _known(self, names: Sequence[str], numbers: Sequence[int], stamps: Sequence[bytes]) -> list[bool]:
+        """Which of the rows need not be published, by the index and by what this step has made of them."""
+        translation, entries = self._reading.source.translation, self.entries
+        known = self._index.known(numbers, stamps, translation)
+        if entries:
+            for at, name in enumerate(names):
+                if name in entries:
+                    known[at] = is_known(entries[name], stamps[at], translation)
+        return known
+
+    def _before(self, name: str, number: int) -> Entry | None:
+        known = self.entries.get(name)
+        return known if known is not None or number < 0 else self._index.entry(number)
+
+    def _change(self, rows: Sequence[_Row], sight: Sight) -> None:
+        reading, upserts = self._reading, list[_Upsert]()
+        stated = None if reading.shape.version is not None else sight.stated
+        translated = translate_all([row.raw for row in rows], [row.key for row in rows], reading)
+        for row, found in zip(rows, translated, strict=True):
+            version = None if isinstance(found, Rejected) else found.source_version if stated is None else stated
+            seen = Seen(row.stamp, version, sight.epoch, sight.read, reading.source.translation, sight.keyed)
+            entry = judge(row.before, seen)
+            if entry is None:
+                self.doubted.add(row.name)
+                continue
+            self.doubted.discard(row.name)
+            if isinstance(found, Rejected):
+                self._quarantine(row, entry, found, sight)
+            else:
+                cause = sight.cause if row.before is None else _cause(sight, row.before, entry)
+                upserts.append(_Upsert(row, entry, cause, found))
+        if upserts:
+            self._publish(upserts, sight)
+
+    def _publish(self, upserts: Sequence[_Upsert], sight: Sight) -> None:
+        entity = self._reading.shape.name
+        events = [
+            codec.Upsert(
+                each.row.name, each.entry.version, each.cause, each.found.changed_at or sight.observed_at,
+                each.found.payload,
+            )
+            for each in upserts
+        ]  # fmt: skip
+        encoded = codec.encode_upserts(entity, self._reading.source.name, sight.observed_at, events)
+        for upsert, data in zip(upserts, encoded, strict=True):
+            row = upsert.row
+            if len(data) > self._most_record_bytes:
+                fault = Rejected("too_large", f"its event is larger than {self._most_record_bytes} bytes")
+                self._quarantine(row, replace(upsert.entry, state=State.QUARANTINED), fault, sight)
+                continue
+            partition_key = f"{entity}:{row.name}"
+            self.entries[row.name] = upsert.entry
             self.raws[row.name] = row.raw
-            self._quarantine(row, fault, sight)
+            self.records[partition_key] = Record(partition_key, data, upsert.cause)
 
-    def _publish(self, event: ChangeEvent, data: bytes) -> None:
-        partition_key = str(event.key)
-        self.records[partition_key] = Record(partition_key, data, event.cause)
-
-    def _quarantine(self, row: _Row, fault: Rejected, sight: Sight) -> None:
+    def _quarantine(self, row: _Row, entry: Entry, fault: Rejected, sight: Sight) -> None:
         source, entity = self._reading.source, self._reading.shape.name
         raw, text = msgspec.json.encode(row.raw), str(fault)[:2_000]
         if isinstance(row.raw, FileRow):
@@ -193,33 +243,17 @@ class Changes:
             observed_at=sight.observed_at,
             key=row.key,
         )
+        self.entries[row.name] = entry
+        self.raws[row.name] = row.raw
         partition_key = str(EntityKey(entity, row.key or row.stamp.hex()))
         self.records[partition_key] = Record(partition_key, codec.encode(record), QUARANTINE)
 
-    def _event(self, key: str, entry: Entry, sight: Sight, row: Translated | None) -> ChangeEvent:
-        """An upsert of that row, or a tombstone."""
-        name = EntityKey(self._reading.shape.name, key)
-        operation = Operation.DELETE if row is None else Operation.UPSERT
-        changed_at = None if row is None else row.changed_at
-        return ChangeEvent(
-            event_id=codec.event_id(name, entry.version, operation),
-            key=name,
-            version=entry.version,
-            operation=operation,
-            cause=sight.cause,
-            source=self._reading.source.name,
-            occurred_at=changed_at or sight.observed_at,
-            observed_at=sight.observed_at,
-            payload=None if row is None else row.payload,
-        )
 
-
-def _recaused(sight: Sight, before: Entry | None, entry: Entry) -> Sight:
+def _cause(sight: Sight, before: Entry, entry: Entry) -> Cause:
     """The same raw row under a newer translation is not something that happened in the back office."""
     is_retranslated = (
-        before is not None
-        and before.state is State.LIVE
+        before.state is State.LIVE
         and before.fingerprint == entry.fingerprint
         and before.translation < entry.translation
     )
-    return sight._replace(cause=Cause.RETRANSLATE) if is_retranslated else sight
+    return Cause.RETRANSLATE if is_retranslated else sight.cause

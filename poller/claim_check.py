@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from poller.changes import Record
 from tidegate import claim, telemetry
 from tidegate.aws import aws_errors
@@ -27,4 +29,4 @@ class ClaimCheck:
         with aws_errors(f"write s3://{self._bucket}/{name}"):
             await self._client.put_object(Bucket=self._bucket, Key=name, Body=record.data)
         telemetry.POLLER_CLAIMS.inc()
-        return record._replace(data=claim.encode(record.partition_key, record.data))
+        return replace(record, data=claim.encode(record.partition_key, record.data))

@@ -83,13 +83,17 @@ class CsvDropSource:
     def absence_decides(self) -> bool:
         return True
 
+    def may_ask_ahead(self, position: Position) -> bool:
+        """The ledger is written by what the cursor shows."""
+        return False
+
     def close(self) -> None:
         """Let go of the file in hand."""
         if self._open is not None:
             self._open.file.close()
         self._open = None
 
-    async def fetch(self, position: Position, mark: str = "") -> Page:
+    async def fetch(self, position: Position, mark: str = "", *, urgent: bool = True) -> Page:
         match position, self._feed.holds:
             case FullWalk(page=None), "everything":
                 return await self._first_of_extract(mark)
@@ -139,7 +143,9 @@ class CsvDropSource:
         entries = await self._known()
         name, _, etag = mark.rpartition(" ")
         known = entries.get(name)
-        if mark and (known is None or known.etag != etag):
+        # Overwritten since by a version that was refused: what lies there now is known, and stays so.
+        is_overwritten = known is not None and any((each.name, each.etag) == (name, known.etag) for each in found)
+        if mark and (known is None or known.etag != etag) and not is_overwritten:
             stated_at = next((each.stated_at for each in found if each.mark == mark), None)
             await self._write(Found(name, etag, 0, datetime.now(UTC), stated_at), Fate.DONE)
         stand = newest_order(entries)
@@ -227,7 +233,7 @@ class CsvDropSource:
             if refusal:
                 await self._write(found, Fate.REFUSED, judgement, refusal)
                 return False
-            self._open = _Reading(found, file, Unpacked(Path(file.name), found.name, self._feed), judgement)
+            self._open = _Reading(found, file, self._unpacked(found, file), judgement)
             self._counts[found.mark] = (judgement.rows, judgement.faults)
             is_taken = True
         finally:
@@ -247,7 +253,7 @@ class CsvDropSource:
         if found.stated_at is None and self._feed.holds == "changes":
             return judgement, f"it does not say of which time it is, as {self._feed.stated} wants"
         await self._bucket.fetch(found, file)
-        steps = Unpacked(Path(file.name), found.name, self._feed).judged(self._fault)
+        steps = self._unpacked(found, file).judged(self._fault)
         try:
             # In steps, each in a thread: leases must be renewed meanwhile, and a stop must not wait for the whole file.
             while (step := await asyncio.to_thread(next, steps, None)) is not None:
@@ -255,6 +261,9 @@ class CsvDropSource:
         except Rejected as error:
             return judgement, str(error)
         return judgement, judgement.refusal
+
+    def _unpacked(self, found: Found, file: Any) -> Unpacked:
+        return Unpacked(Path(file.name), found.name, self._feed, self._settings.most_unpacked_bytes)
 
     def _fault(self, values: Mapping[str, str]) -> str:
         try:
@@ -270,9 +279,12 @@ class CsvDropSource:
 
     async def _write(self, found: Found, fate: Fate, judgement: Judgement | None = None, reason: str = "") -> None:
         rows, faults = self._counts.pop(found.mark, (0, 0)) if judgement is None else (judgement.rows, judgement.faults)
+        before = (await self._known()).get(found.name)
+        stood = before if fate is Fate.REFUSED and before is not None and before.stands else None
+        stated_at = found.stated_at or (None if stood is None else stood.stated_at)
         entry = FileEntry(
-            name=found.name, etag=found.etag, fate=fate, at=datetime.now(UTC), stated_at=found.stated_at, rows=rows,
-            faults=faults, reason=reason[:2_000],
+            name=found.name, etag=found.etag, fate=fate, at=datetime.now(UTC), stated_at=stated_at, rows=rows,
+            faults=faults, reason=reason[:2_000], was_done=stood is not None,
         )  # fmt: skip
         await self._ledger.write(self._declared.name, entry)
         (await self._known())[found.name] = entry

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -29,6 +30,7 @@ _NULL = "null"
 _KINDS: Mapping[type, str] = {
     type(None): _NULL, bool: "boolean", int: "number", float: "number", str: "text", list: "list", tuple: "list",
 }  # fmt: skip
+_FLAT = frozenset(_KINDS)
 
 Policy = Literal["warn", "quarantine", "stop"]
 
@@ -89,13 +91,11 @@ class ShapeWatch:
     def look(self, rows: Iterable[RawRow]) -> list[Drift]:
         """Compare, or learn from, rows; answers what is new, each once."""
         found: list[Drift] = []
-        for row in rows:
-            if isinstance(row, FileRow) and row.fault:
-                continue
-            if self.shape.rows < LEARN_ROWS:
-                self._learn(row)
-                continue
-            for drift in self._drifts(row):
+        readable = (row for row in rows if not (isinstance(row, FileRow) and row.fault))
+        for row in islice(readable, max(0, LEARN_ROWS - self.shape.rows)):
+            self._learn(row)
+        for form, row in {_form(row, _DEPTH): row for row in readable}.items():
+            for drift in self._drifts(form, row):
                 if drift not in self._told:
                     self._told.add(drift)
                     found.append(drift)
@@ -105,19 +105,23 @@ class ShapeWatch:
                 self._extend(found)
         return found
 
+    @property
+    def judges(self) -> bool:
+        """Whether there may be rows that are not to be translated."""
+        return self._policy == "quarantine" and self.shape.rows >= LEARN_ROWS
+
     def fault(self, row: RawRow) -> str:
         """Why a row is not to be translated; "" when it may be."""
-        if self._policy != "quarantine" or self.shape.rows < LEARN_ROWS:
+        if not self.judges:
             return ""
-        drifts = [drift.text for drift in self._drifts(row) if drift.kind is not Kind.NEW]
+        drifts = [drift.text for drift in self._drifts(_form(row, _DEPTH), row) if drift.kind is not Kind.NEW]
         return "; ".join(drifts)
 
     def refusal(self) -> str:
         """Why nothing may be published now; "" when it may."""
         return "; ".join(self.notes) if self._policy == "stop" else ""
 
-    def _drifts(self, row: RawRow) -> tuple[Drift, ...]:
-        form = _form(row, _DEPTH)
+    def _drifts(self, form: object, row: RawRow) -> tuple[Drift, ...]:
         known = self._forms.get(form)
         if known is None:
             if len(self._forms) >= _FORMS:
@@ -160,10 +164,12 @@ class ShapeWatch:
 
 def _form(row: Mapping[str, Any], depth: int) -> object:
     """The same for rows of the same fields and types, and quick to have."""
-    return tuple(
-        (name, _form(value, depth - 1) if depth and isinstance(value, dict) else type(value))
-        for name, value in row.items()
-    )
+    types = tuple(map(type, row.values()))
+    if depth and not _FLAT.issuperset(types):
+        return tuple(row), tuple(
+            _form(value, depth - 1) if isinstance(value, dict) else type(value) for value in row.values()
+        )
+    return tuple(row), types
 
 
 def _kinds(row: Mapping[str, Any], prefix: str, depth: int) -> Iterable[tuple[str, str]]:

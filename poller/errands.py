@@ -90,7 +90,7 @@ class _Backfill:
 
     async def step(self) -> Signal:
         term, signal = self._term, self._signal
-        read, page = await term.fetch(self._at)
+        read, page = await term.fetch(self._at, urgent=False)
         if signal.again:
             _doubt(term, page.rows, self._done)
         changes = await term.settle(page.rows, term.sight(read, page, Cause.BACKFILL))

@@ -24,7 +24,10 @@ class Fate(StrEnum):
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`name` is the object's key. `stated_at` is the time that the file says it is of."""
+    """`name` is the object's key. `stated_at` is the time that the file says it is of.
+
+    `was_done`: the version before this one was worked through, so this is where the order stands, refused or not.
+    """
 
     name: str
     etag: str
@@ -34,6 +37,12 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rows: int = 0
     faults: int = 0
     reason: str = ""
+    was_done: bool = False
+
+    @property
+    def stands(self) -> bool:
+        """Whether the order of files has come to here."""
+        return self.fate is Fate.DONE or self.was_done
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -83,14 +92,15 @@ def fresh(found: Iterable[Found], entries: Mapping[str, FileEntry]) -> list[Foun
 
 
 def newest_done(found: Iterable[Found], entries: Mapping[str, FileEntry]) -> Found | None:
-    """The newest file that is there and was worked through as it is."""
+    """The file where the order stands, if it is there as it was worked through; what came before it is no truth any more."""
     done = {(entry.name, entry.etag) for entry in entries.values() if entry.fate is Fate.DONE}
-    return max((each for each in found if (each.name, each.etag) in done), key=lambda each: each.order, default=None)
+    stand = newest_order(entries)
+    return next((each for each in found if (each.name, each.etag) in done and each.order == stand), None)
 
 
 def newest_order(entries: Mapping[str, FileEntry]) -> tuple[datetime, str]:
     """Where the order stands: an extract before this one is passed over, though nobody has read it."""
-    orders = [(entry.stated_at or _OLDEST, entry.name) for entry in entries.values() if entry.fate is Fate.DONE]
+    orders = [(entry.stated_at or _OLDEST, entry.name) for entry in entries.values() if entry.stands]
     return max(orders, default=(_OLDEST, ""))
 
 

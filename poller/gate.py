@@ -121,9 +121,6 @@ class Gate:
                 continue
             try:
                 await self._budget.tell_pause(wait_s, secrets.token_hex(4))
-                await asyncio.sleep(wait_s)
-                if not self._told.is_set():
-                    await self._budget.tell_pause(0, "")
             except Transient as error:
                 # They will be told by the back office itself.
                 self._log.warning(telemetry.POLLER_BUDGET_BLIND, office=self._office.name, error=str(error))

@@ -1,18 +1,22 @@
 """The index of one source: what was published last of every key, in about 45 bytes and the key's own length.  (pure)
 
-Ten million rows with keys of twelve characters take some 600 MiB. Rows have numbers, in the order of their coming; what
+Ten million rows with keys of twelve characters take some 500 MiB. Rows have numbers, in the order of their coming; what
 is known of row n stands at place n of a few flat arrays, the keys one behind the other in a single heap. Small hash
 tables of numbers, each of which grows by itself, find a key; none of them takes long to grow.
 
 A row's number never changes, so rows that came together lie together: a *segment* of them is what the durable form
 writes at once, and only segments in which something changed are written again.
+
+Pages have many rows, so the questions that each row asks are answered for many at once: `numbers`, `known`, `apply`.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from sys import byteorder
 from typing import NamedTuple
 
 from poller.snapshot import Entry, State
@@ -20,8 +24,13 @@ from poller.snapshot import Entry, State
 SEGMENT_ROWS = 16_384
 _TABLES = 256
 _FIRST_PLACES = 16
-_FINGERPRINT = 8
+_QUADRUPLED_TO = 4_096
+"""Places up to which a table grows by four: together they are a few megabytes, and are filled anew half as often."""
 _DEAD = -1
+_SURROGATES = "surrogatepass"
+
+
+_STATES = {int(state): state for state in State}
 
 
 class _Kind(NamedTuple):
@@ -39,14 +48,15 @@ class Index:
 
     def __init__(self, entries: Mapping[str, Entry] | None = None) -> None:
         self._heap = bytearray()
-        self._ends = array("Q")
-        self._fingerprints = bytearray()
+        # The key of row n lies from bound n to bound n + 1.
+        self._bounds = array("Q", [0])
+        self._fingerprints = array("Q")
         self._versions = array("q")
         self._reads = array("I")
         self._kind_of = array("I")
         self._kinds: list[_Kind] = []
         self._counts: list[int] = []
-        self._numbers: dict[_Kind, int] = {}
+        self._numbers: dict[tuple[int, int, int, int, bool], int] = {}
         self._tables = [array("I", bytes(4 * _FIRST_PLACES)) for _ in range(_TABLES)]
         self._filled = [0] * _TABLES
         self._starts: list[int] = [0]
@@ -54,58 +64,73 @@ class Index:
         self.names: dict[int, str] = {}
         self.apply(entries or {})
 
-    # ---------------------------------------------------------------- one key
+    # ---------------------------------------------------------------- by key
 
     def __len__(self) -> int:
         return sum(count for kind, count in self._kinds_now() if kind.state != _DEAD)
 
     def get(self, key: str) -> Entry | None:
-        row = self.row(key)
-        return None if row is None else self.entry(row)
+        [row] = self.numbers([key])
+        return None if row < 0 else self.entry(row)
 
-    def row(self, key: str) -> int | None:
-        """The key's number, for as long as this index lives; None when it is not known."""
-        row = self._find(_encoded(key))
-        return None if row is None or self._kinds[self._kind_of[row]].state == _DEAD else row
+    def numbers(self, keys: Iterable[str]) -> list[int]:
+        """Each key's number, for as long as this index lives; -1 for one that is not known."""
+        rows = self._find(map(_encoded, keys))
+        if self.has_dropped:
+            kinds, kind_of = self._kinds, self._kind_of
+            rows = [row if row >= 0 and kinds[kind_of[row]].state != _DEAD else -1 for row in rows]
+        return rows
 
-    def has(self, row: int | None, fingerprint: bytes, translation: int) -> bool:
-        """As `snapshot.is_known` for the key with this number, without making an entry."""
-        if row is None:
-            return False
-        kind = self._kinds[self._kind_of[row]]
-        at = row * _FINGERPRINT
-        return (
-            kind.state not in (State.GONE, _DEAD)
-            and not kind.unsure
-            and kind.translation >= translation
-            and self._fingerprints[at : at + _FINGERPRINT] == fingerprint
-        )
+    def known(self, numbers: Iterable[int], fingerprints: Iterable[bytes], translation: int) -> list[bool]:
+        """As `snapshot.is_known` for the keys with these numbers, without making entries."""
+        sure = [
+            kind.state not in (State.GONE, _DEAD) and not kind.unsure and kind.translation >= translation
+            for kind in self._kinds
+        ]
+        kind_of, known = self._kind_of, self._fingerprints
+        shown = array("Q", b"".join(fingerprints))
+        return [
+            row >= 0 and known[row] == stamp and sure[kind_of[row]] for row, stamp in zip(numbers, shown, strict=True)
+        ]
 
     def is_living(self, key: str) -> bool:
         """Whether the key is known and not gone."""
-        row = self._find(_encoded(key))
-        return row is not None and self._kinds[self._kind_of[row]].state not in (State.GONE, _DEAD)
+        [row] = self.numbers([key])
+        return row >= 0 and self._kinds[self._kind_of[row]].state != State.GONE
 
-    def apply(self, changes: Mapping[str, Entry]) -> None:
-        for key, entry in changes.items():
-            self._set(_encoded(key), entry)
+    def apply(self, changes: Mapping[str, Entry]) -> list[int]:
+        """Answers the keys' numbers, in their order."""
+        names = list(map(_encoded, changes))
+        numbers, coming = self._find(names), self.rows
+        new: list[bytes] = []
+        entries: list[Entry] = []
+        for at, entry in enumerate(changes.values()):
+            if numbers[at] < 0:
+                numbers[at] = coming + len(new)
+                new.append(names[at])
+                entries.append(entry)
+            else:
+                self._set(numbers[at], entry)
+        if new:
+            self._append(new, entries)
+        return numbers
 
     def drop(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            row = self._find(_encoded(key))
-            if row is not None:
-                self._rekind(row, _Kind(0, 0, 0, _DEAD, False))
+        dead = self._kind_number(_Kind(0, 0, 0, _DEAD, False))
+        for row in self._find(map(_encoded, keys)):
+            if row >= 0:
+                self._rekind(row, dead)
 
     # ---------------------------------------------------------------- all of them
 
     @property
     def rows(self) -> int:
         """How many numbers were given out."""
-        return len(self._ends)
+        return len(self._kind_of)
 
     @property
     def has_dropped(self) -> bool:
-        return any(kind.state == _DEAD for kind, _ in self._kinds_now())
+        return any(kind.state == _DEAD and count for kind, count in self._kinds_now())
 
     def entries(self) -> Mapping[str, Entry]:
         """All of them, made when they are looked at."""
@@ -151,9 +176,10 @@ class Index:
 
     def segment(self, number: int) -> dict[str, Entry]:
         """The entries of one segment."""
-        start, end = self._bounds(number)
-        living = (row for row in range(start, end) if self._kinds[self._kind_of[row]].state != _DEAD)
-        return {self.key(row): self.entry(row) for row in living}
+        start = self._starts[number]
+        end = self._starts[number + 1] if number + 1 < len(self._starts) else self.rows
+        living = zip(self._keys(start, end), self._entries(start, end), strict=True)
+        return {key: entry for key, entry in living if entry is not None}
 
     def add_segment(self, entries: Mapping[str, Entry], name: str) -> None:
         """The next segment of a durable index, as it is under that name."""
@@ -163,106 +189,130 @@ class Index:
         self.apply(entries)
         self.clean(number, name)
 
-    # ---------------------------------------------------------------- within
+    # ---------------------------------------------------------------- by number
 
     def key(self, row: int) -> str:
-        return self._heap[self._start(row) : self._ends[row]].decode("utf-8", "surrogatepass")
+        return next(self._keys(row, row + 1))
+
+    def entry(self, row: int) -> Entry:
+        """Raises LookupError for one that was dropped."""
+        [entry] = self._entries(row, row + 1)
+        if entry is None:
+            raise LookupError(row)
+        return entry
 
     def is_expected(self, row: int) -> bool:
         """Whether a full walk should show this row: it lives, or is gone and nobody is sure that it was said so."""
         kind = self._kinds[self._kind_of[row]]
         return kind.state != _DEAD and (kind.state != State.GONE or kind.unsure)
 
-    def _start(self, row: int) -> int:
-        return self._ends[row - 1] if row else 0
+    def _keys(self, start: int, end: int) -> Iterator[str]:
+        bounds = self._bounds[start : end + 1]
+        first = bounds[0]
+        heap = self._heap[first : bounds[-1]]
+        if heap.isascii():
+            # A byte is a character, and a part of a text is quicker to have.
+            text = heap.decode()
+            return (text[begin - first : end - first] for begin, end in pairwise(bounds))
+        return (heap[begin - first : end - first].decode("utf-8", _SURROGATES) for begin, end in pairwise(bounds))
 
-    def _bounds(self, number: int) -> tuple[int, int]:
-        end = self._starts[number + 1] if number + 1 < len(self._starts) else self.rows
-        return self._starts[number], end
+    def _entries(self, start: int, end: int) -> Iterator[Entry | None]:
+        """None for what was dropped."""
+        stamps = self._fingerprints[start:end].tobytes()
+        parts = zip(self._kind_of[start:end], self._versions[start:end], self._reads[start:end], strict=True)
+        for at, (number, version, read) in enumerate(parts):
+            generation, epoch, translation, state, unsure = self._kinds[number]
+            stamp = b"" if state == State.GONE else stamps[8 * at : 8 * at + 8]
+            yield (
+                None
+                if state == _DEAD
+                else Entry(generation, version, epoch, read, translation, stamp, _STATES[state], unsure)
+            )
+
+    # ---------------------------------------------------------------- within
 
     def _kinds_now(self) -> Iterator[tuple[_Kind, int]]:
         return zip(self._kinds, self._counts, strict=True)
 
-    def entry(self, row: int) -> Entry:
-        kind, at = self._kinds[self._kind_of[row]], row * _FINGERPRINT
-        is_gone = kind.state == State.GONE
-        stamp = b"" if is_gone else bytes(self._fingerprints[at : at + _FINGERPRINT])
-        return Entry(
-            kind.generation, self._versions[row], kind.epoch, self._reads[row], kind.translation, stamp,
-            State(kind.state), kind.unsure,
-        )  # fmt: skip
+    def _find(self, names: Iterable[bytes]) -> list[int]:
+        """The number of each, -1 for one that has none; dropped rows have theirs."""
+        tables, heap, bounds = self._tables, self._heap, self._bounds
+        found = []
+        for name in names:
+            number = hash(name)
+            table = tables[number % _TABLES]
+            mask = len(table) - 1
+            place = (number // _TABLES) & mask
+            # A place holds one more than a row's number, 0 when it is free.
+            while (after := table[place]) and heap[bounds[after - 1] : bounds[after]] != name:
+                place = (place + 1) & mask
+            found.append(after - 1)
+        return found
 
-    def _find(self, name: bytes) -> int | None:
-        number = hash(name)
-        table = self._tables[number % _TABLES]
-        mask = len(table) - 1
-        place = (number // _TABLES) & mask
-        heap, ends = self._heap, self._ends
-        while row := table[place]:
-            row -= 1
-            if heap[ends[row - 1] if row else 0 : ends[row]] == name:
-                return row
-            place = (place + 1) & mask
-        return None
-
-    def _set(self, name: bytes, entry: Entry) -> None:
-        kind = _Kind(entry.generation, entry.epoch, entry.translation, int(entry.state), entry.unsure)
-        row = self._find(name)
-        if row is None:
-            row = self._append(name, kind)
-        else:
-            self._rekind(row, kind)
-        at = row * _FINGERPRINT
-        self._fingerprints[at : at + _FINGERPRINT] = entry.fingerprint.ljust(_FINGERPRINT, b"\0")[:_FINGERPRINT]
+    def _set(self, row: int, entry: Entry) -> None:
+        self._rekind(row, self._kind_number(_kind(entry)))
+        self._fingerprints[row] = int.from_bytes(entry.fingerprint.ljust(8, b"\0"), byteorder)
         self._versions[row] = entry.source_version
         self._reads[row] = entry.read
         self._dirty.add(bisect_right(self._starts, row) - 1)
 
-    def _append(self, name: bytes, kind: _Kind) -> int:
-        row = self.rows
-        if row - self._starts[-1] >= SEGMENT_ROWS:
-            self._starts.append(row)
-        self._heap += name
-        self._ends.append(len(self._heap))
-        self._fingerprints += bytes(_FINGERPRINT)
-        self._versions.append(0)
-        self._reads.append(0)
-        number = self._kind_number(kind)
-        self._kind_of.append(number)
-        self._counts[number] += 1
-        self._place(name, row)
-        return row
+    def _append(self, names: Sequence[bytes], entries: Sequence[Entry]) -> None:
+        """Rows for keys that have none yet."""
+        first, starts = self.rows, self._starts
+        self._heap += b"".join(names)
+        self._bounds.extend(accumulate(map(len, names), initial=self._bounds.pop()))
+        self._fingerprints.frombytes(b"".join([entry.fingerprint.ljust(8, b"\0") for entry in entries]))
+        self._versions.extend([entry.source_version for entry in entries])
+        self._reads.extend([entry.read for entry in entries])
+        numbers = [self._kind_number(_kind(entry)) for entry in entries]
+        self._kind_of.extend(numbers)
+        for number in numbers:
+            self._counts[number] += 1
+        while self.rows - starts[-1] > SEGMENT_ROWS:
+            starts.append(starts[-1] + SEGMENT_ROWS)
+        self._dirty.update(range(bisect_right(starts, first) - 1, len(starts)))
+        self._place(names, first)
 
-    def _place(self, name: bytes, row: int) -> None:
-        number = hash(name)
-        which = number % _TABLES
-        self._filled[which] += 1
-        if self._filled[which] * 4 > len(self._tables[which]) * 3:
-            self._grow(which)
-        _put(self._tables[which], number, row)
+    def _place(self, names: Sequence[bytes], first: int) -> None:
+        tables, filled = self._tables, self._filled
+        for after, name in enumerate(names, first + 1):
+            number = hash(name)
+            which = number % _TABLES
+            filled[which] += 1
+            if filled[which] * 4 > len(tables[which]) * 3:
+                self._grow(which)
+            table = tables[which]
+            mask = len(table) - 1
+            place = (number // _TABLES) & mask
+            while table[place]:
+                place = (place + 1) & mask
+            table[place] = after
 
     def _grow(self, which: int) -> None:
-        old = self._tables[which]
-        grown = array("I", bytes(8 * len(old)))
-        for row in old:
-            if row:
-                _put(grown, hash(bytes(self._heap[self._start(row - 1) : self._ends[row - 1]])), row - 1)
+        old, heap, bounds = self._tables[which], self._heap, self._bounds
+        grown = array("I", bytes(4 * len(old) * (4 if len(old) < _QUADRUPLED_TO else 2)))
+        mask = len(grown) - 1
+        for after in old:
+            if after:
+                place = (hash(bytes(heap[bounds[after - 1] : bounds[after]])) // _TABLES) & mask
+                while grown[place]:
+                    place = (place + 1) & mask
+                grown[place] = after
         self._tables[which] = grown
 
-    def _rekind(self, row: int, kind: _Kind) -> None:
+    def _rekind(self, row: int, after: int) -> None:
         before = self._kind_of[row]
-        after = self._kind_number(kind)
         if before != after:
             self._counts[before] -= 1
             self._counts[after] += 1
             self._kind_of[row] = after
             self._dirty.add(bisect_right(self._starts, row) - 1)
 
-    def _kind_number(self, kind: _Kind) -> int:
+    def _kind_number(self, kind: tuple[int, int, int, int, bool]) -> int:
         number = self._numbers.get(kind)
         if number is None:
             number = self._numbers[kind] = len(self._kinds)
-            self._kinds.append(kind)
+            self._kinds.append(_Kind._make(kind))
             self._counts.append(0)
         return number
 
@@ -292,13 +342,14 @@ class Roll:
         self._index = index
         self._called = bytearray(called)
 
-    def call(self, keys: Iterable[str]) -> None:
-        """These were shown. Keys that the index does not know need not be."""
-        rows = [row for row in map(self._index.row, keys) if row is not None]
-        if rows and max(rows) >= len(self._called):
-            self._called += bytes(self._index.rows - len(self._called))
-        for row in rows:
-            self._called[row] = 1
+    def call(self, seen: Mapping[str, int]) -> None:
+        """These keys were shown; each comes with its number, -1 if it had none. Keys that are not known need not be."""
+        called = self._called
+        called += bytes(self._index.rows - len(called))
+        unnumbered = [key for key, row in seen.items() if row < 0]
+        for row in (*seen.values(), *self._index.numbers(unnumbered)):
+            if row >= 0:
+                called[row] = 1
 
     def missing(self) -> Iterator[str]:
         """Keys that the walk should have shown and did not."""
@@ -316,12 +367,8 @@ class Roll:
 
 
 def _encoded(key: str) -> bytes:
-    return key.encode("utf-8", "surrogatepass")
+    return key.encode("utf-8", _SURROGATES)
 
 
-def _put(table: array[int], number: int, row: int) -> None:
-    mask = len(table) - 1
-    place = (number // _TABLES) & mask
-    while table[place]:
-        place = (place + 1) & mask
-    table[place] = row + 1
+def _kind(entry: Entry) -> tuple[int, int, int, int, bool]:
+    return entry.generation, entry.epoch, entry.translation, entry.state, entry.unsure

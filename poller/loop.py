@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec.structs import replace
 
+from poller.ahead import Ahead
 from poller.hours import next_cron
 from poller.overlap import Overlap
 from poller.publisher import Publisher
@@ -55,6 +56,7 @@ class SourceLoop:
         closed_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._term = term
+        self._ahead = Ahead(term)
         self._publisher = publisher
         self._clock = clock or asyncio.get_running_loop().time
         self._wall = wall
@@ -125,14 +127,16 @@ class SourceLoop:
         """How many rows the sweep under way has seen."""
         return 0 if self._sweep is None else self._sweep.rows
 
-    async def sweep_now(self, *, again: bool = False, allowed: bool = False) -> None:
+    async def sweep_now(self, *, again: bool = False, allowed: bool = False, anew: bool = True) -> None:
         """Begin a sweep, and do away with the one under way. `again`: publish everything; `allowed`: as for the class.
 
-        Raises as `Term.commit`.
+        Not `anew`: where another process left it, if that is known. Raises as `Term.commit`.
         """
         if again:
             await self._term.doubt()
             self._republish, self.has_republished = True, False
+        if anew or again:
+            self._standing = None
         self._allowed_once = allowed
         self._sweep, self._sweep_at = None, self._clock()
 
@@ -195,7 +199,12 @@ class SourceLoop:
         position = self._again or before.live or term.source.start
         if position is None:
             raise RuntimeError(f"{term.name}: there are no changes to ask for")
-        read, page = await term.fetch(position)
+        read, page = await self._ahead.fetch(position)
+        async with self._ahead.asking(page.following if page.has_more else None):
+            await self._take(read, page, began)
+
+    async def _take(self, read: int, page: Page, began: float) -> None:
+        term, before = self._term, self._term.progress
         cause = Cause.LIVE if before.loaded else Cause.BACKFILL
         changes = await term.settle(page.rows, term.sight(read, page, cause))
         if isinstance(page.following, FullWalk):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from poller.rows import Odd
 from poller.translate import dig
@@ -48,6 +48,11 @@ def whole(value: object) -> int | None:
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
         return int(value)
     return None
+
+
+def whole_numbers(values: list[Any]) -> Sequence[int | None]:
+    """As `whole`, of each."""
+    return values if set(map(type, values)) == {int} else list(map(whole, values))
 
 
 def address(paging: Paging, page: PageRef) -> str | None:

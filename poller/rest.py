@@ -18,7 +18,7 @@ import aiohttp
 from poller import paging as pages
 from poller import walk
 from poller.gate import Gate
-from poller.paging import Following, Params, Shown, whole
+from poller.paging import Following, Params, Shown, whole_numbers
 from poller.rows import Odd, as_rows, rows_at
 from poller.source import (
     FullWalk,
@@ -33,7 +33,7 @@ from poller.source import (
     SinceToken,
 )
 from poller.times import OLDEST, as_text, grain, wall_clock
-from poller.translate import dig, raw_key
+from poller.translate import column, dig, raw_keys
 from poller.walk import Answer, Step
 from poller.wire import Reply, Wire
 from tidegate.bubble import Source
@@ -52,6 +52,8 @@ from tidegate.feeds import (
     RawRow,
     Rest,
 )
+
+Keys = Sequence[str | None]
 
 _TOKEN_GONE = frozenset({400, 404, 410})
 _ABSENT = (404, 410)
@@ -106,18 +108,22 @@ class RestSource:
     def absence_decides(self) -> bool:
         return False
 
+    def may_ask_ahead(self, position: Position) -> bool:
+        """Who asks with a token of changes may thereby say that he has those before it, and they are dropped there."""
+        return not isinstance(position, SinceToken) and self.closed_s() <= 0
+
     def closed_s(self) -> float:
         """How long nothing may be asked now: it is closed, or asked us to wait."""
         return self.gate.closed_s()
 
-    async def fetch(self, position: Position, mark: str = "") -> Page:
-        since = self._since(position)
+    async def fetch(self, position: Position, mark: str = "", *, urgent: bool = True) -> Page:
+        since, urgent = self._since(position), urgent and self._is_urgent(position)
         try:
             if self._feed.read is not None:
-                return await self._read(position, since)
+                return await self._read(position, since, urgent)
             if self._feed.parent is not None and isinstance(position, FullWalk):
                 return await self._family(position)
-            return await self._list(position, since)
+            return await self._list(position, since, urgent)
         except Odd as error:
             raise Transient(f"{self._declared.name}: {error}") from error
 
@@ -141,25 +147,24 @@ class RestSource:
 
     # ---------------------------------------------------------------- the ordinary list
 
-    async def _list(self, position: Position, since: Params) -> Page:
+    async def _list(self, position: Position, since: Params, urgent: bool) -> Page:
         feed = self._feed
         # Changes by keyset or token page by their own parameters.
         by_page = not isinstance(position, SinceKeyset | SinceToken)
         page = position.page if isinstance(position, FullWalk | SinceTime) else None
         url = pages.address(feed.paging, page) if by_page else None
         params = [] if url is not None else [*since, *self._page_params(position, page)]
-        reply = await self._ask(url or feed.path, params, position)
+        reply = await self._ask(url or feed.path, params, position, urgent)
         if reply.status in _TOKEN_GONE:
             return Page(rows=(), following=SinceToken(), has_more=True, served_at=reply.served_at, doubt=True)
         rows = self._rows(reply.document, None)
-        return self._page(position, reply, rows, self._following(position, reply, rows, page))
+        keys = raw_keys(rows, self._key_path)
+        return self._page(position, reply, rows, keys, self._following(position, reply, keys, page))
 
-    async def _ask(self, path: str, params: Params, position: Position) -> Reply:
+    async def _ask(self, path: str, params: Params, position: Position, urgent: bool) -> Reply:
         has_expired = isinstance(position, SinceToken) and position.token is not None
         try:
-            return await self._wire.get(
-                path, params, urgent=self._is_urgent(position), answers=(400, 410) if has_expired else ()
-            )
+            return await self._wire.get(path, params, urgent=urgent, answers=(400, 410) if has_expired else ())
         except Refused as error:
             # Page tokens expire, and the walk starts over: nothing that a person must mend.
             if isinstance(self._feed.paging, PageToken | NextLink | LinkHeader) and _names_page(position):
@@ -189,17 +194,19 @@ class RestSource:
         name = self._declared.name
         raise Refused(f"source {name!r}: its cursor is of another kind; delete the cursor's item")
 
-    def _following(self, position: Position, reply: Reply, rows: Sequence[RawRow], page: PageRef) -> Following:
+    def _following(self, position: Position, reply: Reply, keys: Keys, page: PageRef) -> Following:
         if isinstance(position, SinceToken) and isinstance(self._feed.changes, ByToken):
             token = dig(reply.document, tuple(self._feed.changes.next.split(".")))
             return Following(None if token in (None, "") else str(token))
         if isinstance(position, SinceKeyset):
             return Following(None)
         last = position.last if isinstance(position, FullWalk) else None
-        return pages.following(self._feed.paging, self._shown(reply, rows, self._key_path), page, last)
+        return pages.following(self._feed.paging, Shown(reply.document, keys, reply.link), page, last)
 
-    def _page(self, position: Position, reply: Reply, rows: tuple[RawRow, ...], following: Following) -> Page:
-        answer = self._answer(reply, rows, following)
+    def _page(
+        self, position: Position, reply: Reply, rows: tuple[RawRow, ...], keys: Keys, following: Following
+    ) -> Page:
+        answer = self._answer(reply, rows, keys, following)
         step = self._step(position, answer, reply, rows)
         newest = max((each for each in answer.revisions if each is not None), default=None)
         return _as_page(rows, step, reply, newest)
@@ -220,17 +227,16 @@ class RestSource:
                 return walk.after_full(position, answer, safety_s)
         raise AssertionError("unreachable: _since refused it")
 
-    def _answer(self, reply: Reply, rows: Sequence[RawRow], following: Following) -> Answer:
+    def _answer(self, reply: Reply, rows: Sequence[RawRow], keys: Keys, following: Following) -> Answer:
         changes = self._feed.changes
         times: list[datetime | None] = []
-        revisions: list[int | None] = []
+        revisions: Sequence[int | None] = []
         if isinstance(changes, ByTime | ByKeyset):
             path = tuple(changes.column.split("."))
-            times = [wall_clock(dig(row, path), changes) for row in rows]
+            times = [wall_clock(value, changes) for value in column(rows, path)]
         elif isinstance(changes, ByRevision):
             path = tuple(changes.column.split("."))
-            revisions = [whole(dig(row, path)) for row in rows]
-        keys = [raw_key(row, self._key_path) for row in rows]
+            revisions = whole_numbers(column(rows, path))
         return Answer(
             keys, following.page, following.total, reply.asked_at, reply.served_at, times, revisions, following.moved
         )
@@ -244,9 +250,6 @@ class RestSource:
         if feed.columns is None:
             return as_rows(found)
         return as_rows(found, dig(document, tuple(feed.columns.split("."))) or ())
-
-    def _shown(self, reply: Reply, rows: Sequence[RawRow], key_path: tuple[str, ...]) -> Shown:
-        return Shown(reply.document, [raw_key(row, key_path) for row in rows], reply.link)
 
     def _is_urgent(self, position: Position) -> bool:
         """Live changes go before backfills and sweeps."""
@@ -270,21 +273,26 @@ class RestSource:
         if not at.parents:
             reply = await self._get_page(parent.path, parent.paging, at.parent_page)
             found = as_rows(rows_at(reply.document, parent.rows, {}, lone=feed.body == "xml"))
-            key_path = tuple(parent.key.split("."))
-            following = pages.following(parent.paging, self._shown(reply, found, key_path), at.parent_page, None)
-            families = [ParentRow(str(key), _inherited(row, parent.inherit)) for row in found
-                        if (key := raw_key(row, key_path)) is not None]  # fmt: skip
-            step = walk.after_parents(at, families, self._answer(reply, (), following), safety_s)
+            keys = raw_keys(found, tuple(parent.key.split(".")))
+            shown = Shown(reply.document, keys, reply.link)
+            following = pages.following(parent.paging, shown, at.parent_page, None)
+            families = [
+                ParentRow(key, _inherited(row, parent.inherit))
+                for key, row in zip(keys, found, strict=True)
+                if key is not None
+            ]
+            step = walk.after_parents(at, families, self._answer(reply, (), (), following), safety_s)
             return _as_page((), step, reply)
         family = at.parents[0]
         path = feed.path.replace("{parent}", quote(family.key, safe=""))
         reply = await self._get_page(path, feed.paging, at.page, answers=_ABSENT)
         if reply.status in _ABSENT:
             # The parent went away meanwhile, and its children with it.
-            return _as_page((), walk.after_children(at, self._answer(reply, (), Following(None)), safety_s), reply)
+            return _as_page((), walk.after_children(at, self._answer(reply, (), (), Following(None)), safety_s), reply)
         rows = tuple({**row, **family.inherited} for row in self._rows(reply.document, None))
-        following = pages.following(feed.paging, self._shown(reply, rows, self._key_path), at.page, at.last)
-        return _as_page(rows, walk.after_children(at, self._answer(reply, rows, following), safety_s), reply)
+        keys = raw_keys(rows, self._key_path)
+        following = pages.following(feed.paging, Shown(reply.document, keys, reply.link), at.page, at.last)
+        return _as_page(rows, walk.after_children(at, self._answer(reply, rows, keys, following), safety_s), reply)
 
     async def _get_page(self, path: str, paging: Paging, page: PageRef, answers: Sequence[int] = ()) -> Reply:
         url = pages.address(paging, page)
@@ -293,14 +301,14 @@ class RestSource:
 
     # ---------------------------------------------------------------- a source in Python
 
-    async def _read(self, position: Position, since: Params) -> Page:
+    async def _read(self, position: Position, since: Params, urgent: bool) -> Page:
         """The same walks over what a function of the bubble makes of its own requests."""
         read = self._feed.read
         assert read is not None
         replies: list[Reply] = []
 
         async def get(path: str, params: Mapping[str, str] | None = None) -> Any:
-            reply = await self._wire.get(path, list((params or {}).items()), urgent=self._is_urgent(position))
+            reply = await self._wire.get(path, list((params or {}).items()), urgent=urgent)
             replies.append(reply)
             return reply.document
 
@@ -314,7 +322,7 @@ class RestSource:
             raise Odd("its read function answered without asking the back office")
         # What was asked first is the oldest that any of the rows can be.
         reply = Reply(None, replies[0].asked_at, replies[0].served_at)
-        return self._page(position, reply, rows, Following(found.next))
+        return self._page(position, reply, rows, raw_keys(rows, self._key_path), Following(found.next))
 
 
 def _names_page(position: Position) -> bool:

@@ -90,6 +90,10 @@ class DropSettings(Struct, frozen=True, kw_only=True):
     most_bytes: Annotated[
         int, Meta(ge=1, description="a larger file, as it lies in the bucket, is refused; the local disk must hold one")
     ] = 10_000_000_000
+    most_unpacked_bytes: Annotated[
+        int,
+        Meta(ge=1, description="a file that unpacks to more is refused: no drop is, and it would be read for hours"),
+    ] = 100_000_000_000
     page_rows: Annotated[
         int, Meta(ge=1, le=100_000, description="rows judged and committed together; held in memory")
     ] = 2_000

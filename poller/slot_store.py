@@ -37,6 +37,12 @@ class TableSlots:
     async def set_pause(self, office: str, pause: str) -> Board:
         return (await self._change(office, lambda board: replace(board, pause=pause)))[1]
 
+    async def end_pause(self, office: str, pause: str) -> Board:
+        def end(board: Board) -> Board | None:
+            return replace(board, pause="") if board.pause == pause else None
+
+        return (await self._change(office, end))[1]
+
     async def _read(self, office: str) -> tuple[Board, int]:
         item = await self._table.get(f"office:{office}", _NAME)
         return (item.read(Board) if item.revision else Board()), item.revision

@@ -5,6 +5,8 @@ publishing is certain. The rules of `judge`, by which a row is new, known, doubt
 
     no entry                                        publish, generation 0
     the same raw row, translated as now             known: nothing to publish
+    another row, by a request of this term that
+    was sent before the one that the entry is of    it decides nothing: a keyed re-read is sent
     the same raw row, an older translation          publish; a version that falls is the translator's doing
     a higher or equal source version                publish, same generation
     a lower source version, or a key that was gone  the source's own order broke: a keyed re-read sent after the
@@ -17,9 +19,9 @@ version, and the same event id; so is the same tombstone.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
+from hashlib import blake2b
 
 import msgspec
 from msgspec.structs import replace
@@ -53,7 +55,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return Version(self.generation, self.source_version, self.epoch, self.read, self.translation)
 
 
-class Seen(msgspec.Struct, frozen=True):
+class Seen(msgspec.Struct, frozen=True, gc=False):
     """A row as one request showed it. `source_version` is None when the row could not be translated.
 
     keyed: the request asked for this key by name, or nothing better exists.
@@ -67,9 +69,20 @@ class Seen(msgspec.Struct, frozen=True):
     keyed: bool
 
 
+_encoder = msgspec.json.Encoder(order="deterministic")
+
+
 def fingerprint(row: Mapping[str, object]) -> bytes:
     """Eight bytes that stand for the whole raw row, whatever the order of its columns."""
-    return hashlib.blake2b(msgspec.json.encode(row, order="deterministic"), digest_size=8).digest()
+    [found] = fingerprints([row])
+    return found
+
+
+def fingerprints(rows: Iterable[Mapping[str, object]]) -> list[bytes]:
+    """The fingerprint of each row."""
+    # JSON has no line feed inside of a text.
+    lines = _encoder.encode_lines(rows).split(b"\n")
+    return [blake2b(line, digest_size=8).digest() for line in lines[:-1]]
 
 
 def is_known(entry: Entry | None, row: bytes, translation: int) -> bool:
@@ -87,6 +100,8 @@ def judge(entry: Entry | None, seen: Seen) -> Entry | None:
     """The entry to publish and keep; None when only a keyed re-read can tell. For rows that are not `is_known`."""
     if entry is None:
         return _published(0, seen, seen.source_version or 0)
+    if seen.epoch == entry.epoch and seen.read < entry.read and seen.fingerprint != entry.fingerprint:
+        return None
     if seen.source_version is None:
         return _published(entry.generation, seen, entry.source_version)
     if entry.state is not State.GONE and entry.fingerprint == seen.fingerprint:

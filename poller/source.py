@@ -185,8 +185,15 @@ class Source(Protocol):
     @property
     def absence_decides(self) -> bool: ...
 
-    async def fetch(self, position: Position, mark: str = "") -> Page:
-        """Raises Transient (with the back office's own retry_after_s, if it said one), of it Refused."""
+    def may_ask_ahead(self, position: Position) -> bool:
+        """Whether the page at a position may be asked for before the cursor has come there."""
+        ...
+
+    async def fetch(self, position: Position, mark: str = "", *, urgent: bool = True) -> Page:
+        """Raises Transient (with the back office's own retry_after_s, if it said one), of it Refused.
+
+        Not `urgent`: live changes of this back office go first, whatever the position is.
+        """
         ...
 
     async def reread(self, keys: Sequence[str]) -> Page:

@@ -28,16 +28,17 @@ from itertools import islice
 
 import msgspec
 
+from poller.ahead import Ahead
 from poller.changes import Changes, Sight
 from poller.index import Roll
 from poller.snapshot import NAMELESS, State, deletion_limit
-from poller.source import FullWalk, SinceRevision
+from poller.source import FullWalk, Page, SinceRevision
 from poller.term import Term
 from tidegate import telemetry
 from tidegate.event import Cause, Operation
 
-_SLICE = 500
-"""Rows judged and committed at once: a file of a million rows must not block the event loop."""
+_SLICE = 2_000
+"""Rows judged and committed at once: a page of a million rows must not block the event loop."""
 _CANARIES = 10
 
 
@@ -100,6 +101,8 @@ class Sweep:
         live = term.progress.live
         self.began_at = live.bound if isinstance(live, SinceRevision) else None
         self._term = term
+        self._ahead = Ahead(term)
+        self._is_paced = term.reading.source.sweep_requests_per_s is not None
         self._suspects = suspects
         self._allowed = allowed
         self._phase = _Phase.WALK
@@ -113,9 +116,12 @@ class Sweep:
         self._log = telemetry.get_logger("poller.sweep")
 
     def standing(self) -> Standing | None:
-        """What is worth remembering, right after the index was written; None outside of a walk."""
+        """What is worth remembering, right after the index was written; None outside of a walk.
+
+        A file in hand is this process's own, and whoever comes next reads it from its beginning.
+        """
         term = self._term
-        if self._phase is not _Phase.WALK or not self.rows or term.index.has_dropped:
+        if self._phase is not _Phase.WALK or not self.rows or term.index.has_dropped or term.source.absence_decides:
             return None
         called = zlib.compress(self.roll.first(term.index.rows), 1)
         return Standing(
@@ -151,13 +157,18 @@ class Sweep:
 
     async def _walk(self) -> None:
         term = self._term
-        read, page = await term.fetch(self._position, term.progress.mark)
+        read, page = await self._ahead.fetch(self._position, term.progress.mark)
         self._first_read = read if self._first_read is None else self._first_read
         if page.unchanged:
             self.is_idle = True
             self._phase = _Phase.DONE
             return
         sight = term.sight(read, page, self.cause)
+        async with self._ahead.asking(page.following if page.has_more and not self._is_paced else None):
+            await self._take(page, sight)
+
+    async def _take(self, page: Page, sight: Sight) -> None:
+        term = self._term
         for at in range(0, len(page.rows), _SLICE):
             changes = await term.settle(page.rows[at : at + _SLICE], sight)
             await self._commit(changes)

@@ -34,7 +34,8 @@ from tidegate.event import Cause, Operation
 
 T = TypeVar("T")
 
-_MANY_ROWS = 500
+_MANY_ROWS = 5_000
+"""What takes longer than a few milliseconds goes to a thread: leases must be renewed meanwhile."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -125,18 +126,17 @@ class Term:
             unsure=self.index.unsure_count(),
         )
 
-    async def fetch(self, position: Position, mark: str = "") -> tuple[int, Page]:
+    async def fetch(self, position: Position, mark: str = "", *, urgent: bool = True) -> tuple[int, Page]:
         """One page, one row a key, and the number of its request. Raises as `Source.fetch`.
 
         Its `as_of` is never further ahead of our own clock than the limit.
         """
         read = self._next_read()
         asked_at = self._now()
-        page = await self.source.fetch(position, mark)
+        page = await self.source.fetch(position, mark, urgent=urgent)
         self.failing = ""
         many = len(page.rows) > _MANY_ROWS
         await self._watch(page, many)
-        # As with a file's parsing: leases must be renewed meanwhile.
         rows = await asyncio.to_thread(distinct, page.rows, self.reading) if many else distinct(page.rows, self.reading)
         telemetry.POLLER_DUPLICATES.labels(self.name).inc(len(page.rows) - len(rows))
         return read, replace(page, rows=rows, as_of=self._believed(page, asked_at))
@@ -233,7 +233,7 @@ class Term:
             await self.insist(lambda: stores.publisher.publish(records))
         if cursor != self.cursor:
             self._cursor = await self.insist(lambda: self._stores.cursors.advance(cursor))
-        self.index.apply(changes.entries)
+        changes.apply()
         self._count(changes)
 
     async def doubt(self) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from io import TextIOWrapper
+from io import BufferedReader, RawIOBase, TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 from zipfile import BadZipFile, ZipFile
 
 from poller.dialect import ESCAPES, Judgement, Table
@@ -27,11 +27,38 @@ _JUDGED_AT_ONCE = 20_000
 _PAGE_CHARS = 8 * 1024 * 1024
 
 
-class Unpacked:
-    """`name` is the object's, for people."""
+class _Left:
+    """How many bytes may still come."""
 
-    def __init__(self, path: Path, name: str, feed: CsvDrop) -> None:
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = self.bytes = most_bytes
+
+
+class _Bounded(RawIOBase):
+    """What is unpacked, as far as it may be: a few kilobytes can become terabytes."""
+
+    def __init__(self, packed: IO[bytes], left: _Left) -> None:
+        self._packed = packed
+        self._left = left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        part = self._packed.read(len(into))
+        self._left.bytes -= len(part)
+        if self._left.bytes < 0:
+            raise Rejected("packing", f"it unpacks to more than the {self._left.most_bytes} bytes that are allowed")
+        into[: len(part)] = part
+        return len(part)
+
+
+class Unpacked:
+    """`name` is the object's, for people. `most_bytes`: what it may unpack to, all its members together."""
+
+    def __init__(self, path: Path, name: str, feed: CsvDrop, most_bytes: int = 100_000_000_000) -> None:
         self._path = path
+        self._most_bytes = most_bytes
         self._name = name.rpartition("/")[2]
         self._feed = feed
         self._table: Table | None = None
@@ -43,9 +70,14 @@ class Unpacked:
 
     def rows(self) -> Iterator[FileRow]:
         """Every row, those that cannot be read among them. Raises Rejected: `header`, or `packing`."""
+        left = _Left(self._most_bytes)
         try:
-            for name, binary in self._members():
-                with TextIOWrapper(binary, self._feed.encoding, errors=ESCAPES, newline="") as text:
+            for name, packed in self._members():
+                with (
+                    packed,
+                    BufferedReader(_Bounded(packed, left)) as binary,
+                    TextIOWrapper(binary, self._feed.encoding, errors=ESCAPES, newline="") as text,
+                ):
                     self._table = table = Table(text, self._feed, name)
                     yield from table
         except UnicodeError as error:
@@ -68,12 +100,18 @@ class Unpacked:
             magic = file.read(4)
         if magic == _ZIP:
             with ZipFile(self._path) as archive:
-                for member in sorted(each for each in archive.namelist() if each.lower().endswith(".csv")):
+                for member in sorted(filter(_is_csv, archive.namelist())):
                     yield f"{self._name}/{member}", archive.open(member)
         elif magic.startswith(_GZIP):
             yield self._name, cast("IO[bytes]", gzip.open(self._path))  # noqa: SIM115  (the text over it closes it)
         else:
             yield self._name, self._path.open("rb")
+
+
+def _is_csv(member: str) -> bool:
+    """Hidden files are none: what a Mac packs beside each file is called as the file is, with `._` before it."""
+    name = member.rpartition("/")[2].lower()
+    return name.endswith(".csv") and not name.startswith(".")
 
 
 def page_of(unpacked: Unpacked, rows: Iterator[FileRow], most: int) -> list[FileRow]:

@@ -10,7 +10,8 @@ CloudEvents allows extension attributes of lower-case letters and digits only; t
 joined by dots. The type comes first, because that is quickest to read; any order is understood.
 
 There are two ways to read. `decode` takes one record of any kind and says what is wrong with it. `TypedDecoder` takes
-many at once, straight into the entities, and says nothing but "all are good" or "not all are".
+many at once, straight into the entities, and says nothing but "all are good" or "not all are". And two to write: `encode`
+takes any event, `encode_upserts` the many that one answer of a back office makes.
 """
 
 from __future__ import annotations
@@ -77,6 +78,38 @@ def encode(event: StreamEvent) -> bytes:
     return _encoder.encode(_envelope(event))
 
 
+class Upsert(msgspec.Struct, frozen=True, gc=False):
+    """What an upsert has for itself among those of one answer; the fields are ChangeEvent's."""
+
+    key: str
+    version: Version
+    cause: Cause
+    occurred_at: datetime
+    payload: dict[str, Any]
+
+
+def encode_upserts(entity: str, source: str, observed_at: datetime, upserts: Iterable[Upsert]) -> list[bytes]:
+    """What `encode` makes of each, under the id that `event_id` gives it."""
+    name = f"{_PREFIX}{entity}.{Operation.UPSERT}"
+    found = []
+    for each in upserts:
+        version = encode_version(each.version)
+        envelope = _Envelope(
+            specversion="1.0",
+            id=_event_id(f"{entity}:{each.key}", version, Operation.UPSERT),
+            source=source,
+            type=name,
+            time=each.occurred_at,
+            subject=each.key,
+            tidegateversion=version,
+            tidegatecause=each.cause,
+            tidegateobserved=observed_at,
+            data=each.payload,
+        )
+        found.append(_encoder.encode(envelope))
+    return found
+
+
 def decode(data: bytes) -> StreamEvent:
     """The event in one record.
 
@@ -135,12 +168,16 @@ def _check_text(data: bytes) -> None:
 
 def event_id(key: EntityKey, version: Version, operation: Operation) -> str:
     """Stable for one observed state, so that a resent event keeps its id and effects can be told apart."""
-    text = f"{key}\n{encode_version(version)}\n{operation}"
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return _event_id(str(key), encode_version(version), operation)
+
+
+def _event_id(key: str, version: str, operation: str) -> str:
+    return hashlib.blake2b(f"{key}\n{version}\n{operation}".encode(), digest_size=16).hexdigest()
 
 
 def encode_version(version: Version) -> str:
-    return ".".join(map(str, version))
+    generation, source_version, epoch, read, translation = version
+    return f"{generation}.{source_version}.{epoch}.{read}.{translation}"
 
 
 def decode_version(text: str) -> Version:

@@ -23,6 +23,11 @@ class Verb(StrEnum):
     SWEEP = "sweep"
     RETRANSLATE = "retranslate"
 
+    @property
+    def asks(self) -> bool:
+        """Whether the back office is asked."""
+        return self is not Verb.RETRANSLATE
+
 
 class Standing(StrEnum):
     ASKED = "asked"
@@ -77,7 +82,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Where a poller stands with a source; older than a minute it says only where it stood.
 
-    doing   polling, sweeping, loading, paused, closed
+    doing   loading, polling, the verb of an errand, paused, or closed
     as_of   the last watermark
     error   what the last request failed for; "" when it did not
     drift   what is new about the rows' shape, in words

@@ -229,6 +229,7 @@ class OfficeSource:
         self.fate = fate
         self.outage = False
         self.hidden: set[str] = set()  # keys that full walks leave out
+        self.urgent: list[bool] = []
         self._reread_size = reread_size
         self._by_time = by_time
 
@@ -244,7 +245,11 @@ class OfficeSource:
     def absence_decides(self) -> bool:
         return False
 
-    async def fetch(self, position: Position, mark: str = "") -> Page:
+    def may_ask_ahead(self, position: Position) -> bool:
+        return True
+
+    async def fetch(self, position: Position, mark: str = "", *, urgent: bool = True) -> Page:
+        self.urgent.append(urgent)
         self._reach()
         office = self.office
         if isinstance(position, SinceTime):

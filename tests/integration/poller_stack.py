@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from aiohttp import web
 
 from local.kinesis.server import serving as serving_kinesis
 from local.kinesis.settings import Settings as KinesisSettings
@@ -103,12 +104,12 @@ class Stack:
         self.urls: dict[str, str] = {}
 
     @asynccontextmanager
-    async def poller(self, bubble: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    async def poller(self, bubble: str, program: str = "poller") -> AsyncIterator[asyncio.subprocess.Process]:
         """A poller process; killed at the end of the block if it still runs."""
         log = self.folder / "poller.log"
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "poller", cwd=ROOT, stdout=output, stderr=output,
+                sys.executable, "-m", program, cwd=ROOT, stdout=output, stderr=output,
                 env={**os.environ, **self.environment, "TIDEGATE_BUBBLE": bubble},
             )  # fmt: skip
             try:
@@ -147,6 +148,20 @@ async def offices(stack: Stack, **kinds: tuple[type[BackOffice], argparse.Namesp
             stack.environment[f"{name.upper()}_URL"] = stack.urls[name]
             stack.environment[f"{name.upper()}_API_KEY"] = KEY
         yield
+
+
+@asynccontextmanager
+async def answering(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """A server whose every path is this; its address."""
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 @asynccontextmanager

@@ -235,6 +235,18 @@ async def test_the_request_budget_spaces_requests() -> None:
         assert asyncio.get_running_loop().time() - began >= 3 / 20 * 0.95
 
 
+async def test_live_changes_go_before_a_backfill_of_the_same_minute() -> None:
+    handler, requests = answers({"data": {"rows": []}, "pages": 1})
+    live, past = (SinceTime(bound=datetime.now() - timedelta(seconds=age)) for age in (1, 60))
+    async with office(handler, _with(requests_per_s=10)) as source, asyncio.TaskGroup() as group:
+        for position, urgent in ((live, True), (past, False), (live, True), (live, True)):
+            group.create_task(source.fetch(position, urgent=urgent))
+            await asyncio.sleep(0)
+    asked = [request.query["since"] for request in requests]
+    assert asked == [asked[0], asked[0], asked[0], min(asked)]
+    assert min(asked) < asked[0]
+
+
 async def test_a_missing_variable_is_named() -> None:
     async with aiohttp.ClientSession() as session:
         with pytest.raises(Fatal, match="OFFICE_KEY"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ from poller.drift import Shape
 from poller.settings import SignalSettings
 from poller.signals import TableSignals
 from tests.contract.kinesis_peers import Server, start_ministack
-from tests.integration.poller_stack import BUCKET, DROPS, LOGIN, REGION, Stack, offices, running, wait_for
+from tests.integration.poller_stack import BUCKET, DROPS, LOGIN, REGION, ROOT, Stack, offices, running, wait_for
 from tidegate import aws
 from tidegate.cli import main
 from tidegate.signals import CONTROL, SIGNAL, Control, Signal, Standing, State, Verb
@@ -128,9 +130,25 @@ async def _tried(person: Person) -> None:
     tried = (await person.reads("try", "flights", "--limit", "3"))["rows"]
     assert len(tried) == 3
     assert all(each["event"]["type"] == "tidegate.flight.upsert" and not each["error"] for each in tried)
+    assert "no row with the key 'nobody'" in await person.types("try", "planes", "--key", "nobody", fails=True)
     dropped = await person.types("try", "planes", "--limit", "2")
     assert ".csv line 2" in dropped
     assert "entity " in dropped
+
+
+async def test_who_stops_looking_does_not_stop_the_errand(endpoint: None, table: SourceTable) -> None:
+    command = ["sources", "sweep", "flights", "--bubble", FLIGHTS, "--table", table.name]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tidegate.cli", *command, cwd=ROOT, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    assert b"no poller works on 'flights' now" in await process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    said = (await process.stderr.read()).decode()
+    assert said == "sweep goes on without you; to look: tidegate sources show flights\n"
+    assert await process.wait() == 130
+    [asked] = await table.items("flights", SIGNAL)
+    assert asked.read(Signal).standing is Standing.ASKED
 
 
 # ---------------------------------------------------------------- the table's parts

@@ -97,6 +97,17 @@ async def test_a_backfill_finds_what_was_lost_and_lets_live_changes_through() ->
     assert [e.cause for e in scene.world.stream.events if e.key.key == "K0003"][-1] is Cause.BACKFILL
 
 
+async def test_live_changes_go_before_a_backfill_however_young_it_is() -> None:
+    scene = Scene()
+    attended = await scene.take()
+    await scene.spend(attended, 10)
+    scene.world.source.urgent.clear()
+    await scene.spend(attended, 10)
+    assert set(scene.world.source.urgent) == {True}
+    done = await scene.outcome(attended, Verb.BACKFILL, since="2026-11-21T05:54:00Z")
+    assert scene.world.source.urgent.count(False) >= done.rows // 5
+
+
 async def test_a_backfill_publishes_what_is_known_only_if_asked() -> None:
     scene = Scene()
     attended = await scene.take()
@@ -225,6 +236,21 @@ async def test_a_mended_translator_is_run_over_the_archive_and_nobody_is_asked()
     assert (await scene.outcome(attended, Verb.RETRANSLATE)).published == 0, "once is enough"
 
 
+async def test_while_the_back_office_is_closed_the_archive_can_be_read() -> None:
+    scene = Scene(replace(BY_TIME, sweep_interval_s=100_000))
+    attended = await scene.take()
+    await scene.spend(attended, 30)
+    scene.world.declared = replace(scene.world.declared, translate=doubled, translation=2)
+    attended = await scene.take()
+    attended._loop._closed_s = lambda: 100.0
+    scene.world.set_fate(None)
+    assert (await scene.outcome(attended, Verb.RETRANSLATE)).published == 12
+    resync = scene.signals.ask(Verb.RESYNC, ["K0001"])
+    await scene.spend(attended, 60)
+    assert not scene.signals.signals[resync].is_over
+    assert "request" not in scene.world.fate.names
+
+
 async def test_rows_that_the_archive_lacks_are_told() -> None:
     scene = Scene(replace(BY_TIME, sweep_interval_s=100_000))
     attended = await scene.take()
@@ -266,6 +292,37 @@ async def test_an_errand_is_taken_over_where_it_stood() -> None:
     other = await scene.take()
     await scene.spend(other, 10)
     assert scene.signals.signals[number].standing is Standing.DONE
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_sweep_that_a_person_asks_for_begins_anew(again: bool) -> None:
+    """Not where the sweep stood that another process was at."""
+    scene = Scene(replace(BY_TIME, sweep_interval_s=20))
+    scene.world.settings = replace(scene.world.settings, sweep_kept_s=0.01)
+    attended = await scene.take()
+    await scene.spend(attended, 10)
+    while not await attended._term.remembered_sweep():
+        await attended.step()
+        scene.world.idle(0.02)
+    # It has been walked past.
+    scene.world.edit_silently("K0001", 7_777)
+    done = await scene.outcome(await scene.take(), Verb.SWEEP, again=again)
+    assert (done.rows, done.published) == (12, 12 if again else 1)
+
+
+async def test_a_sweep_that_was_asked_for_goes_on_where_another_process_left_it() -> None:
+    scene = Scene(replace(BY_TIME, sweep_interval_s=100_000))
+    scene.world.settings = replace(scene.world.settings, sweep_kept_s=0.01)
+    attended = await scene.take()
+    await scene.spend(attended, 10)
+    number = scene.signals.ask(Verb.SWEEP)
+    while not await attended._term.remembered_sweep():
+        await attended.step()
+        scene.world.idle(0.02)
+    scene.world.edit_silently("K0001", 7_777)
+    await scene.spend(await scene.take(), 20)
+    assert (scene.signals.signals[number].standing, scene.signals.signals[number].rows) == (Standing.DONE, 12)
+    assert scene.world.stream.contents()["K0001"] != 7_777, "nobody walked there again"
 
 
 async def test_an_errand_waits_out_a_failing_back_office() -> None:

@@ -57,6 +57,12 @@ class Slots:
         self.board = replace(self.board, pause=pause)
         return self.board
 
+    async def end_pause(self, office: str, pause: str) -> Board:
+        await self._reach()
+        if self.board.pause == pause:
+            self.board = replace(self.board, pause="")
+        return self.board
+
 
 class Log:
     """The back office's own: who asked when, and how many were under way."""
@@ -227,6 +233,40 @@ async def test_who_is_asked_to_wait_waits_and_tells_the_others() -> None:
         await log.ask(two)
         assert not [at for at, _ in log.arrivals if paused_at < at < paused_at + 20]
         assert store.board.pause == "", "it is over for everybody"
+
+
+async def test_a_wish_to_wait_ends_though_who_was_told_of_it_is_gone() -> None:
+    store, log = Slots(), Log()
+    one = gate(OFFICE, store, "one")
+    async with kept(one):
+        await log.ask(one)
+        one.pause(20)
+        await asyncio.sleep(1)
+    assert store.board.pause
+    await asyncio.sleep(10)
+    # How long ago it was asked nobody can know, so the first to come waits it out, and nobody after that.
+    for name, least_s, most_s in (("two", 19, 40), ("three", 0, 15)):
+        after, began = gate(OFFICE, store, name), clock()
+        async with kept(after):
+            while not [at for at, owner in log.arrivals if owner == name]:
+                try:
+                    await log.ask(after)
+                except Transient as error:
+                    await asyncio.sleep(error.retry_after_s or 0)
+        assert least_s <= clock() - began <= most_s, name
+
+
+async def test_a_newer_wish_outlives_an_older_one() -> None:
+    store, log = Slots(), Log()
+    one, two = gate(OFFICE, store, "one"), gate(OFFICE, store, "two")
+    async with kept(one, two):
+        one.pause(5)
+        await asyncio.sleep(4)
+        two.pause(30)
+        await asyncio.sleep(10)
+        with pytest.raises(Transient):
+            await log.ask(one)
+        assert store.board.pause.endswith("30")
 
 
 async def test_closed_hours_are_kept_to() -> None:

@@ -126,6 +126,17 @@ async def test_a_process_that_dies_anywhere_loses_nothing_and_each_file_is_done(
     assert len(place.drops.ledger.fates()) == 2
 
 
+async def test_an_extract_in_hand_is_read_anew_at_once_by_who_takes_over(extracts: Place) -> None:
+    extracts.world.settings = replace(extracts.world.settings, sweep_kept_s=0.01)
+    extracts.drop("1", {f"k{at}": 1 for at in range(40)})
+    loop = await extracts.take()
+    while loop.sweep_rows < 20:
+        await extracts.world.spend(loop, 0.02)
+    loop = await extracts.take()
+    await extracts.world.spend(loop, 2)
+    assert len(extracts.world.stream.contents()) == 40, "no wait, as after a failure"
+
+
 @given(at=st.integers(0, 30), after=st.booleans())
 async def test_so_it_is_with_extracts(at: int, after: bool) -> None:
     place = Place(replace(EXTRACTS, poll_interval_s=1))

@@ -33,8 +33,8 @@ def change_pages(world: World, monkeypatch: pytest.MonkeyPatch, change: Callable
     """What the back office answers from now on to everything but keyed re-reads."""
     honest = world.source.fetch
 
-    async def fetch(position: Position, mark: str = "") -> Page:
-        return change(position, await honest(position, mark))
+    async def fetch(position: Position, mark: str = "", *, urgent: bool = True) -> Page:
+        return change(position, await honest(position, mark, urgent=urgent))
 
     monkeypatch.setattr(world.source, "fetch", fetch)
 
@@ -235,7 +235,7 @@ async def test_a_source_that_refuses_waits_long_and_goes_on(monkeypatch: pytest.
     honest = world.source.fetch
     asked: list[float] = []
 
-    async def refuse(position: Position, mark: str = "") -> Page:
+    async def refuse(position: Position, mark: str = "", *, urgent: bool = True) -> Page:
         asked.append(world.clock_s)
         raise Refused("it answered 404")
 
@@ -284,10 +284,10 @@ async def test_journals_are_bounded_though_no_sweep_ever_ends(monkeypatch: pytes
     loop = await world.take()
     honest = world.source.fetch
 
-    async def no_walks(position: Position, mark: str = "") -> Page:
+    async def no_walks(position: Position, mark: str = "", *, urgent: bool = True) -> Page:
         if isinstance(position, FullWalk):
             raise Transient("listing is down")
-        return await honest(position, mark)
+        return await honest(position, mark, urgent=urgent)
 
     monkeypatch.setattr(world.source, "fetch", no_walks)
     await world.spend(loop, 300, changes=3)

@@ -220,10 +220,10 @@ async def test_a_sweep_goes_on_where_another_poller_left_it(reread_size: int) ->
     asked: list[int] = []
     honest = world.source.fetch
 
-    async def fetch(position: Position, mark: str = "") -> Page:
+    async def fetch(position: Position, mark: str = "", *, urgent: bool = True) -> Page:
         if isinstance(position, FullWalk):
             asked.append(int(position.page or 1))
-        return await honest(position, mark)
+        return await honest(position, mark, urgent=urgent)
 
     world.source.fetch = fetch  # type: ignore[method-assign]
     while max(asked, default=0) < 7:

@@ -28,10 +28,19 @@ def _nothing_to_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], "required: VERB"),
         (["halt"], "invalid choice: 'halt'"),
         (["backfill", "flights"], "required: --since"),
-        (["backfill", "flights", "--since", "yesterday"], "neither a time nor a revision"),
+        (["backfill", "flights", "--since", "yesterday"], "neither a time, such as"),
         (["backfill", "flights", "--since", "2026-11-21T06:00:00"], "leaves open which zone"),
         (["resync", "flights"], "required: --key"),
+        (["resync", "flights", "--key", ""], "a key has some text"),
         (["show"], "required: NAME"),
+        (["show", "flights", "--files", "-3"], "no number from 1 on"),
+        (["try", "flights", "--limit", "0"], "'0' is no number from 1 on"),
+        (["pause"], "name some sources, or pass --all"),
+        (["resume", "flights", "--all"], "name some sources, or pass --all"),
+        (["backfill", "flights", "--since", "9", "--until", "3"], "--until is before --since: 3"),
+        (["backfill", "flights", "--since", "2026-11-21", "--until", "2026-11-21T00:00:00+01:00"], "before --since"),
+        (["backfill", "flights", "--since", "9", "--until", "2026-11-21"], "both times, or both revisions"),
+        (["retranslate", "flights", "--since", "2026-13-01"], "no day; write it as"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,11 +54,10 @@ def test_wrong_arguments_are_named(arguments: list[str], text: str, capsys: pyte
     ("arguments", "text"),
     [
         (["list"], "no bubble named; pass --bubble"),
-        (["show", "airplanes", *FLIGHTS], "no source 'airplanes'; did you mean 'airlines' or 'planes'? The bubble"),
-        (["pause", "flights", "x", *FLIGHTS], "no source 'x'; The bubble 'flights' has airlines, airports"),
-        (["sweep", "fligths", *FLIGHTS], "did you mean 'flights'"),
-        (["try", "plane", *FLIGHTS], "did you mean 'planes'"),
-        (["try", "flights", "--limit", "0", *FLIGHTS], "1 or more"),
+        (["show", "airplanes", *FLIGHTS], "no source 'airplanes'. Did you mean 'airlines' or 'planes'? The bubble"),
+        (["pause", "flights", "x", *FLIGHTS], "no source 'x'. The bubble 'flights' has airlines, airports"),
+        (["sweep", "fligths", *FLIGHTS], "Did you mean 'flights'"),
+        (["try", "plane", *FLIGHTS], "Did you mean 'planes'"),
         (["try", "flights", *FLIGHTS], "FLIGHTS_URL is missing"),
         (["try", "planes", *FLIGHTS], "DROPS_BUCKET is missing"),
         (["sweep", "flights", "--allow-mass-deletion", *FLIGHTS], "Nobody is here to answer; add --yes"),
@@ -112,6 +120,22 @@ def test_a_source_that_nobody_polls_says_so() -> None:
     assert "no poller" in list(sources_show.table([replace(VIEW, state=None)], NOW))[1]
     assert sources_show.is_silent(None, NOW)
     assert not sources_show.is_silent(STATE, NOW)
+
+
+@pytest.mark.parametrize(
+    ("state", "control", "says"),
+    [
+        (None, Control(), "no poller works on 'flights' now"),
+        (replace(STATE, at=NOW - timedelta(hours=1)), Control(paused=True), "no poller works on 'flights' now"),
+        (STATE, Control(paused=True), "it begins after: tidegate sources resume flights"),
+        (replace(STATE, doing="closed"), Control(), "not to be asked now"),
+    ],
+)
+def test_who_waits_is_told_what_for(state: State | None, control: Control, says: str) -> None:
+    assert says in sources_show.in_the_way(Verb.SWEEP, "flights", state, control, NOW)
+    assert sources_show.in_the_way(Verb.SWEEP, "flights", STATE, Control(), NOW) == ""
+    closed = replace(STATE, doing="closed")
+    assert sources_show.in_the_way(Verb.RETRANSLATE, "flights", closed, Control(), NOW) == "", "it reads the archive"
 
 
 def test_a_pause_says_who_and_why() -> None:

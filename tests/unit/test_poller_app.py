@@ -45,6 +45,7 @@ class _Hold:
             raise Superseded("the lease is gone")
 
 
+@pytest.mark.looptime
 async def test_publishing_again_is_done_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     for _ in range(4):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from poller.changes import QUARANTINE, Changes, Sight, distinct
@@ -134,6 +136,35 @@ def test_of_a_key_twice_in_an_answer_the_newer_version_stays_and_the_later_of_eq
     assert distinct([older, newer], reading()) == (newer,)
     assert distinct([newer, equal, older, bad], reading()) == (equal,)
     assert distinct([bad, older], reading()) == (older,)
+
+
+ROWS = st.fixed_dictionaries(
+    {"no": st.sampled_from(["A1", "A2", "B1", "B2", "Ü3", "", None, 1.5, 7])},
+    optional={
+        "made": st.sampled_from(
+            [
+                5, "nothing", {"count": 2}, {"number": "A2"}, {"share": "much"}, {"share": float("inf")},
+                {"weight": None}, {"weight": Decimal("NaN")}, {"count": 2**63}, {"changed_at": datetime(2026, 1, 1)},
+                {"changed_at": NOW.astimezone(timezone(timedelta(hours=2)))},
+                {"changed_at": NOW - timedelta(days=1)},
+            ]
+        )
+    },
+)  # fmt: skip
+
+
+@given(before=st.lists(ROWS, max_size=6), rows=st.lists(ROWS, max_size=12), keyed=st.booleans())
+def test_rows_together_are_the_same_as_one_by_one(before: list[Any], rows: list[Any], keyed: bool) -> None:
+    index = Index(see(*before).entries)
+    sight = Sight(3, 6, Cause.LIVE, NOW, keyed)
+    together, alone = Changes(index, reading()), Changes(index, reading())
+    together.see(rows, sight)
+    for row in rows:
+        alone.see([row], sight)
+    assert together.records == alone.records
+    assert together.entries == alone.entries
+    assert (together.doubted, together.seen, together.raws) == (alone.doubted, alone.seen, alone.raws)
+    assert together.counts == alone.counts
 
 
 def test_a_translator_that_recurses_for_ever_rejects_its_row() -> None:

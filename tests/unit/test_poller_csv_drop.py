@@ -141,6 +141,29 @@ async def test_a_bad_extract_is_refused_whole_and_the_one_before_it_stays() -> N
     assert world.s3.calls.count("get") == 3, "a refused file is not fetched again"
 
 
+async def test_an_extract_that_is_overwritten_by_a_bad_one_stays_the_truth() -> None:
+    world = DropWorld(EXTRACTS)
+    world.s3.drop("drops/2.csv", text("a"))
+    async with opened(world) as source:
+        _, last = await walk(source)
+        await walk(source, last.mark)
+        world.s3.drop("drops/2.csv", text("b", "c") + "x\ny\nz\n")
+        assert (await walk(source, last.mark))[1].unchanged
+    for _ in range(3):
+        async with opened(world) as source:
+            assert (await walk(source, last.mark))[1].unchanged
+    assert world.s3.calls.count("get") == 2, "a refused file is not fetched again"
+    assert world.ledger.fates() == {"2.csv": "refused"}
+    async with opened(world) as source:
+        world.s3.drop("drops/1.csv", text("late"))
+        assert (await walk(source, last.mark))[1].unchanged, "the order stands where it stood"
+        assert (await walk(source))[1].unchanged, "what came before the truth is not it, whatever was lost"
+        world.s3.drop("drops/2.csv", text("a"))
+        assert (await walk(source, last.mark))[1].unchanged, "it is again what it was"
+        world.s3.drop("drops/2.csv", text("b"))
+        assert (await walk(source, last.mark))[0] == ["b"], "dropped again, mended"
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -169,12 +192,23 @@ async def test_a_file_that_is_too_large_is_not_fetched() -> None:
     assert "get" not in world.s3.calls
 
 
+@pytest.mark.parametrize("line", ["\n", "key,1\n"], ids=["blank", "rows"])
+async def test_a_small_file_that_unpacks_to_far_too_much_is_refused(line: str) -> None:
+    world = DropWorld(EXTRACTS)
+    world.settings = replace(world.settings, most_bytes=100_000, most_unpacked_bytes=1_000_000)
+    world.s3.drop("drops/1.csv", gzip.compress(("key,content\n" + line * 2_000_000).encode()))
+    async with opened(world) as source:
+        assert (await walk(source))[1].unchanged
+    assert world.ledger.files["drops/1.csv"].reason == "it unpacks to more than the 1000000 bytes that are allowed"
+
+
 async def test_packed_files_are_told_by_their_content() -> None:
     packed = BytesIO()
     with ZipFile(packed, "w") as archive:
         archive.writestr("b.csv", text("c"))
         archive.writestr("a.csv", text("a") + "broken\n" + "b,1\n")
         archive.writestr("readme.txt", "not for us")
+        archive.writestr("__MACOSX/._a.csv", b"\x00\x05\x16\x07 what a Mac puts beside each file")
     world = DropWorld(declared(bad_percent=50))
     world.s3.drop("drops/1.csv", gzip.compress(text(*"xyz").encode()))
     async with opened(world) as source:

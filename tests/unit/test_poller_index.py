@@ -57,9 +57,9 @@ def test_it_is_a_dictionary(steps: list[tuple[str, Entry | str]]) -> None:
             model[key] = step
         known = model.get(key)
         assert index.get(key) == known
-        if known is not None:
-            assert index.has(index.row(key), known.fingerprint, 2) == is_known(known, known.fingerprint, 2)
-        assert not index.has(index.row(key), b"another!", 1)
+        numbers = index.numbers([key, key])
+        shown = known.fingerprint if known is not None and known.fingerprint else bytes(8)
+        assert index.known(numbers, [shown, b"another!"], 2) == [is_known(known, shown, 2), False]
     assert_same(index, model)
     copy = Index()
     for number in range(index.segments()):
@@ -73,7 +73,7 @@ def test_it_is_a_dictionary(steps: list[tuple[str, Entry | str]]) -> None:
 def test_who_was_not_called(known: dict[str, Entry], called: set[str], late: dict[str, Entry]) -> None:
     index = Index(known)
     roll = Roll(index)
-    roll.call(called)
+    roll.call(dict(zip(called, index.numbers(called), strict=True)))
     again = Roll(index, roll.first(index.rows))
     index.apply(late)
     everybody = {**known, **late}

@@ -246,7 +246,7 @@ async def test_a_record_too_large_is_kept_first_and_then_referred_to() -> None:
     assert s3.objects == {name: large.data}
     s3.refuses = "SlowDown"
     with pytest.raises(Transient):
-        await sender.publish([large._replace(partition_key="thing:other")])
+        await sender.publish([replace(large, partition_key="thing:other")])
     assert not [entry for _, entry in kinesis.landed if entry.partition_key == "thing:other"]
 
 

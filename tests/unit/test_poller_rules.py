@@ -76,7 +76,7 @@ def test_an_unsure_tombstone_is_missing_until_it_is_certain() -> None:
     assert (tombstone.version, tombstone.state) == ((2, 50, 7, 12, 1), State.GONE)
     index = Index({"sure": tombstone, "unsure": doubtful(None, tombstone), "live": KNOWN, "seen": KNOWN})
     roll = Roll(index)
-    roll.call({"seen"})
+    roll.call({"seen": -1})
     assert set(roll.missing()) == {"unsure", "live"}
     assert gone(tombstone, 7, 13) is None
     assert gone(doubtful(None, tombstone), 7, 13) == tombstone, "the same again"

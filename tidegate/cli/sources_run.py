@@ -91,8 +91,8 @@ def named(loaded: Bubble, name: str) -> Source:
     if name in sources:
         return sources[name]
     near = get_close_matches(name, sources, n=2, cutoff=0.5)
-    meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise Fatal(f"there is no source {name!r}; {meant}The bubble {loaded.name!r} has {', '.join(sorted(sources))}")
+    meant = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise Fatal(f"there is no source {name!r}. {meant}The bubble {loaded.name!r} has {', '.join(sorted(sources))}")
 
 
 def _load(arguments: argparse.Namespace) -> Bubble:
@@ -153,7 +153,7 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 
 async def _show(tools: Tools) -> int:
-    view = await tools.view(tools.source(tools.arguments.name), max(1, tools.arguments.files))
+    view = await tools.view(tools.source(tools.arguments.name), tools.arguments.files)
     if tools.arguments.json:
         _print(view)
     else:
@@ -180,10 +180,7 @@ def run_resume(arguments: argparse.Namespace) -> int:
 
 
 async def _control(tools: Tools, change: Callable[[Control], Control], done: str) -> int:
-    names = tools.arguments.names
-    if bool(names) == tools.arguments.all:
-        tools.arguments.usage_error("name some sources, or pass --all")
-    for name in names or [source.name for source in tools.bubble.sources]:
+    for name in tools.arguments.names or [source.name for source in tools.bubble.sources]:
         control = await tools.control(name, change)
         state = _read(await tools.table.get(name, STATE), State)
         silent = " (no poller works on it now)" if sources_show.is_silent(state, datetime.now(UTC)) else ""
@@ -210,16 +207,30 @@ async def _errand(tools: Tools, verb: Verb) -> int:
         _tell(signal, arguments.json)
         return 0
     state = _read(await tools.table.get(arguments.name, STATE), State)
-    if sources_show.is_silent(state, datetime.now(UTC)):
-        print(f"no poller works on {arguments.name!r} now; it begins when one does", file=sys.stderr)
-    while not signal.is_over:
-        _say(sources_show.progress(signal))
-        await asyncio.sleep(_LOOK_S)
-        item = await tools.table.get(arguments.name, SIGNAL + signal.id)
-        signal = _read(item, Signal) or signal
-    _say("")
+    control = _read(await tools.table.get(arguments.name, CONTROL), Control) or Control()
+    if reason := sources_show.in_the_way(verb, arguments.name, state, control, datetime.now(UTC)):
+        print(reason, file=sys.stderr)
+    try:
+        signal = await _followed(tools, signal)
+    except asyncio.CancelledError:
+        # Ctrl-C ends the showing only, which somebody may not expect.
+        print(f"{verb} goes on without you; to look: tidegate sources show {arguments.name}", file=sys.stderr)
+        raise
     _tell(signal, arguments.json)
     return 0 if signal.standing is Standing.DONE else 1
+
+
+async def _followed(tools: Tools, signal: Signal) -> Signal:
+    """Show its progress until it is over."""
+    try:
+        while not signal.is_over:
+            _say(sources_show.progress(signal))
+            await asyncio.sleep(_LOOK_S)
+            item = await tools.table.get(tools.arguments.name, SIGNAL + signal.id)
+            signal = _read(item, Signal) or signal
+    finally:
+        _say("")
+    return signal
 
 
 async def _ask(tools: Tools, verb: Verb) -> Signal:
@@ -261,8 +272,6 @@ def _say(text: str) -> None:
 def run_try(arguments: argparse.Namespace) -> int:
     if arguments.region:
         os.environ["AWS_REGION"] = arguments.region
-    if arguments.limit < 1:
-        raise Fatal("--limit is the number of rows to try: 1 or more")
     source = named(_load(arguments), arguments.name)
     # By name, because the kernel imports none of the programs.
     trial = importlib.import_module("poller.trial")
@@ -271,6 +280,8 @@ def run_try(arguments: argparse.Namespace) -> int:
         _print({"source": source.name, "rows": trials})
     elif trials:
         print("\n".join(sources_show.tried(trials)))
+    elif arguments.key:
+        raise Fatal(f"source {source.name!r} shows no row with the key {' or '.join(map(repr, arguments.key))}")
     else:
         print(f"{source.name} shows no rows", file=sys.stderr)
     return 1 if any(each["error"] for each in trials) else 0

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from tidegate.signals import Control, Signal, State
+from tidegate.signals import Control, Signal, State, Verb
 
 _OLD_S = 60
 """A poller says something of its sources three times in this time."""
@@ -80,6 +80,17 @@ def progress(signal: Signal) -> str:
 def is_silent(state: State | None, now: datetime) -> bool:
     """Whether no poller works on the source, as far as can be seen."""
     return state is None or (now - state.at).total_seconds() > _OLD_S
+
+
+def in_the_way(verb: Verb, name: str, state: State | None, control: Control, now: datetime) -> str:
+    """Why an errand does not begin at once; "" when it does."""
+    if is_silent(state, now):
+        return f"no poller works on {name!r} now; it begins when one does"
+    if control.paused:
+        return f"{name!r} is paused; it begins after: tidegate sources resume {name}"
+    if verb.asks and state is not None and state.doing == "closed":
+        return f"the back office of {name!r} is not to be asked now; it begins when it may be"
+    return ""
 
 
 def tried(trials: Sequence[Mapping[str, Any]]) -> Iterator[str]:
