@@ -12,9 +12,9 @@ from math import ceil
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
-from tidegate.prices import DATE, HOURS, PRICES, REGION
+from tidegate.prices import HOURS, PRICES, PriceTable
 
 SECONDS = HOURS * 3600
 GIB = 1024**3
@@ -40,8 +40,12 @@ class Load(Struct, frozen=True, kw_only=True):
             raise ValueError("events a second: above 0, at most 1,000,000")
         if not 1 <= self.size <= RECORD_BYTES_MOST:
             raise ValueError(f"the size of an event: 1 to {RECORD_BYTES_MOST} bytes, as Kinesis takes")
-        if self.entities < 1 or self.rows < 0 or self.reads_s < 0:
-            raise ValueError("at least one entity, and nothing negative")
+        if not 1 <= self.entities <= 10_000:
+            raise ValueError("entities: 1 to 10,000")
+        if not 0 <= self.rows <= 1_000_000_000_000:
+            raise ValueError("rows: 0 to 1,000,000,000,000")
+        if not 0 <= self.reads_s <= 1_000_000:
+            raise ValueError("reads a second: 0 to 1,000,000")
 
 
 class Task(Struct, frozen=True):
@@ -106,7 +110,10 @@ class Assumptions(Struct, frozen=True, kw_only=True):
     other_gb: Annotated[
         float, Meta(description="GB a month through NAT beside the stream; back offices are reached by private line")
     ] = 40.0
-    alarms: Annotated[int, Meta(description="alarms, about; k8s_or_ecs/observability/alarms.yaml lists them")] = 40
+    alarms: Annotated[int, Meta(description="alarms, about; k8s_or_ecs/observability/alarms.yaml lists them")] = 50
+    metrics: Annotated[int, Meta(description="metrics of all programs together, each for its service as a whole")] = 130
+    metrics_source: Annotated[int, Meta(description="further metrics for each source: those labelled with it")] = 30
+    insights: Annotated[int, Meta(description="metrics of ECS' Container Insights, which alarms and scaling use")] = 60
     lambda_gb: Annotated[float, Meta(description="memory of each Lambda function; 0.5 GB come with 0.3 vCPU")] = 0.5
     lambda_call_s: Annotated[
         float, Meta(description="seconds of a consumer's call beside its rows: connection, commit, checkpoint")
@@ -132,16 +139,13 @@ class Size(Struct, frozen=True, kw_only=True):
 
 
 class Item(Struct, frozen=True, kw_only=True):
-    """One line of the bill: so many units of `price` (a name in `PRICES`) a month."""
+    """One line of the bill: so many units of `price` (a name in `PRICES`) a month, and what they cost."""
 
     service: str
     what: str
     price: str
     units: float
-
-    @property
-    def dollars(self) -> float:
-        return self.units * PRICES[self.price].dollars
+    dollars: float = 0.0
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
@@ -151,6 +155,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
     items: tuple[Item, ...]
     lambda_items: tuple[Item, ...]
     assumptions: Assumptions
+    prices: PriceTable
 
     @property
     def dollars(self) -> float:
@@ -168,24 +173,37 @@ class Estimate(Struct, frozen=True, kw_only=True):
 
 
 def estimate(
-    load: Load, profile: ProfileName = "small", assumptions: Assumptions | None = None, *, endpoints: bool = True
+    load: Load,
+    profile: ProfileName = "small",
+    assumptions: Assumptions | None = None,
+    *,
+    prices: PriceTable | None = None,
+    endpoints: bool = True,
 ) -> Estimate:
     """`endpoints` False: everything goes through NAT, to see what the endpoints save."""
-    given = assumptions or Assumptions()
+    given, table = assumptions or Assumptions(), prices or PriceTable()
     size = size_of(load, PROFILES[profile], given)
     shared = tuple(_shared(load, PROFILES[profile], size, given))
     return Estimate(
         load=load,
         profile=profile,
         size=size,
-        items=(
+        items=_priced(
+            table,
             *shared,
             *_tasks(load, PROFILES[profile], size, given),
             *_network(load, PROFILES[profile], given, endpoints),
         ),
-        lambda_items=(*shared, *_functions(load, size, given), *_lambda_network(load, PROFILES[profile], given)),
+        lambda_items=_priced(
+            table, *shared, *_functions(load, size, given), *_lambda_network(load, PROFILES[profile], given)
+        ),
         assumptions=given,
+        prices=table,
     )
+
+
+def _priced(table: PriceTable, *items: Item) -> tuple[Item, ...]:
+    return tuple(replace(item, dollars=item.units * table.dollars[item.price]) for item in items)
 
 
 # ---------------------------------------------------------------- how large
@@ -255,6 +273,8 @@ def _shared(load: Load, profile: Profile, size: Size, given: Assumptions) -> Ite
     yield Item(service="Kinesis", what="7 days of retention", price="retention", units=size.shards * HOURS)
     put_units = records_s * ceil(load.size / PUT_UNIT_BYTES) * SECONDS
     yield Item(service="Kinesis", what="puts, watermarks included", price="put", units=put_units)
+    yield Item(service="Kinesis", what="arrivals, one shard", price="shard", units=HOURS)
+    yield Item(service="Kinesis", what="arrivals, 7 days of retention", price="retention", units=HOURS)
     yield Item(service="Aurora", what="capacity", price="acu", units=size.acu * profile.databases * HOURS)
     yield Item(service="Aurora", what="storage", price="storage", units=size.storage_gb)
     yield Item(service="Aurora", what="I/O", price="io", units=load.events_s * given.io_per_event * SECONDS)
@@ -265,19 +285,25 @@ def _shared(load: Load, profile: Profile, size: Size, given: Assumptions) -> Ite
     busy = load.reads_s * SECONDS * given.lambda_read_s * given.lambda_gb
     yield Item(service="API", what="Lambda time", price="lambda", units=busy)
     yield Item(service="CloudWatch", what="alarms", price="alarm", units=given.alarms)
-    yield Item(service="CloudWatch", what="dashboards", price="dashboard", units=4)
+    yield Item(service="CloudWatch", what="dashboards", price="dashboard", units=5)
+    # Whoever projects by functions has to see as much.
+    metrics = given.metrics + given.metrics_source * load.entities + size.shards
+    yield Item(service="CloudWatch", what="metrics", price="metric", units=metrics)
 
 
 def _tasks(load: Load, profile: Profile, size: Size, given: Assumptions) -> Iterator[Item]:
-    tasks = size.workers + size.pollers
-    vcpu = size.workers * profile.worker.vcpu + size.pollers * profile.poller.vcpu
-    memory = size.workers * profile.worker.memory_gb + size.pollers * profile.poller.memory_gb
+    # One more files arrivals; it is as large as a poller.
+    pollers = size.pollers + 1
+    tasks = size.workers + pollers
+    vcpu = size.workers * profile.worker.vcpu + pollers * profile.poller.vcpu
+    memory = size.workers * profile.worker.memory_gb + pollers * profile.poller.memory_gb
     yield Item(service="Fargate", what="vCPU", price="vcpu", units=vcpu * HOURS)
     yield Item(service="Fargate", what="memory", price="memory", units=memory * HOURS)
     yield Item(service="DynamoDB", what="leases and cursors, writes", price="write", units=size.writes_s * SECONDS)
     yield Item(service="DynamoDB", what="leases, reads", price="read", units=size.reads_s * SECONDS)
     yield Item(service="S3", what="journals of the index", price="s3 put", units=_pages_s(load, given) * SECONDS)
     yield Item(service="CloudWatch", what="logs", price="logs", units=tasks * given.log_bytes_s * SECONDS / GIB)
+    yield Item(service="CloudWatch", what="Container Insights", price="metric", units=given.insights)
 
 
 def _network(load: Load, profile: Profile, given: Assumptions, endpoints: bool) -> Iterator[Item]:
@@ -363,11 +389,18 @@ def _cell(dollars: float | None) -> str:
     return "" if dollars is None else f"{dollars:,.0f}"
 
 
-def notes(given: Assumptions) -> Iterator[str]:
+def notes(given: Assumptions, table: PriceTable) -> Iterator[str]:
     """What the figures rest on."""
-    yield f"List prices of {REGION} as of {DATE}, an assumption: no discounts, no free tier. The pages they are from:"
-    yield "  " + "; ".join(sorted({price.page for price in PRICES.values()}))
-    yield "Not in it: data transfer to browsers, CloudFront, WAF, Cognito, KMS, support, a second environment."
+    if table.changed:
+        yield f"Prices of {table.region} as of {table.date}. Not the list's: {', '.join(sorted(table.changed))}."
+    else:
+        yield (
+            f"List prices of {table.region} as of {table.date}, an assumption: no discounts, no free tier. "
+            "The pages they are from:"
+        )
+        yield "  " + "; ".join(sorted({price.page for price in PRICES.values()}))
+    yield "Put yours in their place: `tidegate estimate --list-prices > prices.toml`, change it, `--prices prices.toml`."
+    yield "Not in it: data transfer to browsers, CloudFront, WAF, Cognito, KMS, secrets, support, a second environment."
     yield "The Lambda design has the same stream, database and API, and polls each second by functions that never end. It has"
     yield "no fence between a poller and its successor, and holds a connection of the database for each shard's call."
     yield "Assumed:"

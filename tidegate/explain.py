@@ -118,6 +118,7 @@ class Verdict(StrEnum):
     UNDER_WAY = "under way"
     STALE = "stale"
     UNKNOWN = "unknown"
+    NOT_TOLD = "not told"
 
 
 MEANINGS: Mapping[Verdict, str] = {
@@ -131,21 +132,24 @@ MEANINGS: Mapping[Verdict, str] = {
     Verdict.UNDER_WAY: "published, and not applied yet: look at the shard's lag",
     Verdict.STALE: "the row is newer than what its poller knows: the poller's index is behind, or somebody else publishes",
     Verdict.UNKNOWN: "neither its poller nor the database has ever seen this key",
+    Verdict.NOT_TOLD: "who would know could not be asked, see below",
 }
 
 
 def verdict(facts: Facts) -> Verdict:
-    """What became of the key's newest version, as far as it could be asked."""
+    """What became of the key's newest version. Nothing is concluded from the silence of who could not be asked."""
     stored = facts.stored
     if stored is not None and stored.erased:
         return Verdict.ERASED
     if letter := _blocking(facts.letters, stored):
         return {"replayed": Verdict.REPLAYED, "parked": Verdict.PARKED}.get(letter.state, Verdict.DEAD)
     newest = max(facts.observed, key=lambda each: each.version, default=None)
+    if newest is not None and newest.state == "quarantined":
+        return Verdict.QUARANTINED
+    if "database" in facts.unknown or (newest is None and "poller" in facts.unknown):
+        return Verdict.NOT_TOLD
     if newest is None:
         return Verdict.UNKNOWN if stored is None else _shown(stored)
-    if newest.state == "quarantined":
-        return Verdict.QUARANTINED
     if stored is None or newest.version > stored.version:
         return Verdict.UNDER_WAY
     return Verdict.STALE if newest.version < stored.version else _shown(stored)

@@ -333,6 +333,18 @@ PARKED_DRAINED = Counter(
     ["outcome"],
 )
 
+# Open dead letters.
+
+LETTERS_NOT_COUNTED = "letters_not_counted"  # error=…: the metrics keep their last values; asked again within a minute
+
+LETTERS_OPEN = Gauge(
+    "tidegate_dead_letters_open",
+    "Dead letters that nobody has closed, without parked ones; their sources' answers are incomplete. Take the maximum.",
+)
+LETTERS_OLDEST_SECONDS = Gauge(
+    "tidegate_dead_letters_oldest_seconds", "Age of the oldest of them, 0 when there is none. Alarm above a day."
+)
+
 # The worker's outbox.
 
 OUTBOX_CHANGE_FAILED = (
@@ -381,7 +393,9 @@ HOUSEKEEPING_FAILED = "housekeeping_failed"  # error=…: a round broke off; the
 TOMBSTONES_STAY = "tombstones_stay"  # why=…: none are deleted; reckon with the stream's retention in the settings
 
 HOUSEKEEPING_DELETED = Counter(
-    "tidegate_housekeeping_deleted_total", "Rows deleted by age, by what (tombstone, dead_letter, departure).", ["what"]
+    "tidegate_housekeeping_deleted_total",
+    "Rows deleted by age, by what (tombstone, dead_letter, departure, inbound).",
+    ["what"],
 )
 HOUSEKEEPING_SECONDS = Histogram(
     "tidegate_housekeeping_seconds",
@@ -391,6 +405,11 @@ HOUSEKEEPING_SECONDS = Histogram(
 TOMBSTONES_KEPT = Gauge(
     "tidegate_tombstones_kept",
     "1 while the stream keeps records longer than the retention settings reckon with: tombstones pile up. Raise them.",
+)
+
+STREAM_RETENTION_SECONDS = Gauge(
+    "tidegate_stream_retention_seconds",
+    "How long the stream keeps records, as it says itself; until it was asked, what the retention settings reckon with.",
 )
 
 # The worker's watch over its database.
@@ -403,7 +422,7 @@ DATABASE_UP = Gauge(
 )
 
 
-# The reads as a service (`python -m api`). In Lambda, their log lines are what there is: api/log.py.
+# The API as a service (`python -m api`). In Lambda, their log lines are what there is: api/log.py.
 
 API_STARTED = "api_started"  # bubble=…, port=…, health_port=…: it listens; /readyz says whether the database answers
 

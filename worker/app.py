@@ -6,6 +6,7 @@ health server
 ├── dispatch: outbox → destinations (webhooks)
 ├── drain: parked changes → tables, where an entity asks for strict order
 ├── watch: says on /readyz whether the database takes writes
+├── open letters: counts the dead letters that nobody closed, for the metrics
 └── housekeeping: deletes old tombstones and resolved dead letters
 """
 
@@ -50,6 +51,7 @@ from worker.drain import Drain
 from worker.fanout import FanOutReader, registered
 from worker.housekeeping import Housekeeping
 from worker.memory import ReadMemory
+from worker.open_letters import OpenLetters
 from worker.origin import OriginKeeper
 from worker.outbox import PostgresOutbox
 from worker.ports import Claims, RecordDecoder, RecordReader, Sink
@@ -109,7 +111,8 @@ async def run(stop: asyncio.Event) -> None:
         )
         decoder = Decoder(loaded.entities)
         drain = _drain(sink, decoder, loaded, settings, stop)
-        async with watch.watching(), dispatch.delivering(stop), housekeeping.keeping(stop), drain:
+        letters = OpenLetters(database, settings.watch.letters_interval_s)
+        async with watch.watching(), letters.watching(), dispatch.delivering(stop), housekeeping.keeping(stop), drain:
             await coordinator(settings, decoder, made[-1], sink, store, discovery, claims).run(stop)
 
 
@@ -175,7 +178,7 @@ def coordinator(
         batch=settings.batch,
         settings=settings.consumer,
         register=discovery.register,
-        list_leases=store.scan,
+        get_lease=store.get,
         claims=claims,
     )
     owner = owner_name(settings.name)

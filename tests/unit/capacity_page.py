@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tidegate import estimate
 from tidegate.estimate import Assumptions, Load, ProfileName
+from tidegate.prices import PriceTable
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "CAPACITY.md"
 MARK = "<!-- From here on written by `python -m tests.unit.capacity_page`, from tidegate/estimate.py. -->\n"
@@ -26,7 +27,9 @@ def generated() -> str:
         )
         text = "\n".join(estimate.report(estimate.estimate(load, profile)))
         parts.append(f"\n```\n$ {command}\n{text}\n```\n")
-    parts.append("\n## What the figures rest on\n\n```\n" + "\n".join(estimate.notes(Assumptions())) + "\n```\n")
+    parts.append(
+        "\n## What the figures rest on\n\n```\n" + "\n".join(estimate.notes(Assumptions(), PriceTable())) + "\n```\n"
+    )
     return "".join(parts)
 
 

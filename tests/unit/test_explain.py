@@ -56,6 +56,13 @@ def letter(number: int | None, state: str = "open", *, is_open: bool = True) -> 
         (Facts(key=KEY, observed=[seen(3)], stored=stored(3), letters=[letter(None)]), Verdict.DEAD),
         (Facts(key=KEY, observed=[seen(3, "quarantined")], stored=stored(2)), Verdict.QUARANTINED),
         (Facts(key=KEY, observed=[seen(3)], stored=stored(9, deleted=True, erased=True)), Verdict.ERASED),
+        # Who could not be asked has not said no.
+        (Facts(key=KEY, unknown={"database": "away", "poller": "away"}), Verdict.NOT_TOLD),
+        (Facts(key=KEY, observed=[seen(3)], unknown={"database": "away"}), Verdict.NOT_TOLD),
+        (Facts(key=KEY, observed=[seen(3, "quarantined")], unknown={"database": "away"}), Verdict.QUARANTINED),
+        (Facts(key=KEY, stored=stored(2), unknown={"poller": "away"}), Verdict.NOT_TOLD),
+        (Facts(key=KEY, stored=stored(2), letters=[letter(3)], unknown={"poller": "away"}), Verdict.DEAD),
+        (Facts(key=KEY, observed=[seen(2)], stored=stored(2), unknown={"stream": "away"}), Verdict.APPLIED),
     ],
 )
 def test_verdicts(facts: Facts, verdict: Verdict) -> None:

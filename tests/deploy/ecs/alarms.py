@@ -24,8 +24,8 @@ _BEGIN = (
     "from observability/alarms.yaml.\n"
 )
 _END = "  # END of the alarms\n"
-# What a ${…} of the list stands for in observe.yaml, beyond the parameter Name.
-_IMPORTS = {"ApiId", "ShardCount"}
+# A ${…} of the list is a parameter of observe.yaml, or one of these, which another stack exports.
+_IMPORTS = {"ApiId"}
 
 Alarm = dict[str, Any]
 
@@ -72,12 +72,14 @@ def _resource(alarm: Alarm) -> Iterator[str]:
     above = "above" in watch
     yield f"  {logical_id(alarm['name'])}:"
     yield "    Type: AWS::CloudWatch::Alarm"
+    if "condition" in watch:
+        yield f"    Condition: {watch['condition']}"
     yield "    Properties:"
     yield f'      AlarmName: !Sub "${{Name}}-{alarm["name"]}"'
     yield f"      AlarmDescription: {json.dumps(alarm['says'] + ' docs/RUNBOOK.md#' + alarm['name'])}"
     if "expression" in watch:
         yield "      Metrics:"
-        yield f"        - {{Id: value, Expression: {json.dumps(watch['expression'])}, ReturnData: true}}"
+        yield f"        - {{Id: value, Expression: {_value(watch['expression'])}, ReturnData: true}}"
         for name, metric in watch["metrics"].items():
             yield f"        - Id: {name}"
             yield "          ReturnData: false"
@@ -113,11 +115,11 @@ def _metric(metric: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _value(value: object) -> str:
-    """As YAML: a parameter by !Sub, another stack's export by its import."""
+    """As YAML: a parameter by !Ref or !Sub, another stack's export by its import."""
     if not isinstance(value, str) or "${" not in value:
         return json.dumps(value)
-    if (named := re.fullmatch(r"\$\{(\w+)\}", value)) and named[1] in _IMPORTS:
-        return f'{{"Fn::ImportValue": !Sub "${{Name}}-{named[1]}"}}'
+    if named := re.fullmatch(r"\$\{(\w+)\}", value):
+        return f'{{"Fn::ImportValue": !Sub "${{Name}}-{named[1]}"}}' if named[1] in _IMPORTS else f"!Ref {named[1]}"
     return f"!Sub {json.dumps(value)}"
 
 

@@ -114,7 +114,9 @@ def hardened(templates: dict[str, Template]) -> Iterator[str]:
         linux = container.get("LinuxParameters", {})
         if linux.get("Capabilities", {}).get("Drop") != ["ALL"]:
             yield f"{where}: keeps capabilities"
-        if [mount["ContainerPath"] for mount in linux.get("Tmpfs", ())] != ["/tmp"]:
+        if [mount["ContainerPath"] for mount in (*linux.get("Tmpfs", ()), *container.get("MountPoints", ()))] != [
+            "/tmp"
+        ]:
             yield f"{where}: has no /tmp of its own"
     for stack, template in templates.items():
         pattern = template.get("Parameters", {}).get("Image", {}).get("AllowedPattern", "@sha256:")
@@ -142,7 +144,7 @@ def rollout(templates: dict[str, Template]) -> Iterator[str]:
 def tasks_and_shards(templates: dict[str, Template]) -> Iterator[str]:
     """Never more workers than shards; out by lag, by records per task in between; the stream keeps seven days."""
     for stack, name, properties in resources(templates, "AWS::ApplicationAutoScaling::ScalableTarget"):
-        if list(imports(properties["MaxCapacity"])) != ["ShardCount"]:
+        if properties["MaxCapacity"] != {"Ref": "Shards"}:
             yield f"{stack}.{name}: may have more tasks than shards"
     kinds = {p["PolicyType"] for _, _, p in resources(templates, "AWS::ApplicationAutoScaling::ScalingPolicy")}
     if kinds != {"TargetTrackingScaling", "StepScaling"}:
@@ -150,9 +152,9 @@ def tasks_and_shards(templates: dict[str, Template]) -> Iterator[str]:
     default = templates["data"]["Parameters"]["RetentionHours"]["Default"]
     if default != 168:
         yield f"data: the stream keeps {default} hours by default, not seven days"
-    half = [p["Threshold"] for _, name, p in resources(templates, "AWS::CloudWatch::Alarm") if name == "RetentionHalf"]
-    if half != [default * 3_600_000 // 2]:
-        yield f"observe: the alarm at half of the retention is at {half}"
+    half = [p for _, name, p in resources(templates, "AWS::CloudWatch::Alarm") if name == "RetentionHalf"]
+    if [(each["Threshold"], "(${RetentionHours} * 3600000)" in str(each["Metrics"])) for each in half] != [(50, True)]:
+        yield "observe: no alarm at half of the retention, whatever it is"
 
 
 def capacity_steps(templates: dict[str, Template]) -> Iterator[str]:
@@ -295,9 +297,34 @@ def joints(templates: dict[str, Template]) -> Iterator[str]:
     wanted |= {"PrivateSubnets", "OpsGroup", "WorkerGroup", "PollerGroup"}
     yield from (f"{name} is imported and nobody exports it" for name in sorted(wanted - offered))
     yield from (f"{name} is exported and nobody imports it" for name in sorted(offered - wanted))
-    for name, template in templates.items():
-        if name not in ("edge", "pipeline") and "Name" not in template["Parameters"]:
-            yield f"{name}: has no parameter Name"
+    for stack, template in templates.items():
+        if stack not in ("edge", "pipeline") and "Name" not in template["Parameters"]:
+            yield f"{stack}: has no parameter Name"
+        for name, output in template.get("Outputs", {}).items():
+            # CloudFormation refuses to change what another stack imports.
+            if "Export" in output and output["Value"].get("Ref") in template["Parameters"]:
+                yield f"{stack}.{name}: exports a parameter, which could never be changed"
+
+
+def cached(templates: dict[str, Template]) -> Iterator[str]:
+    """What a REST API keeps is kept apart by who asks and by all that the method names: else one gets another's answer."""
+    for stack, name, properties in resources(templates, "AWS::ApiGateway::Method"):
+        keys = set(properties["Integration"].get("CacheKeyParameters", ()))
+        named = set(properties.get("RequestParameters", ()))
+        if keys != named:
+            yield f"{stack}.{name}: {sorted(keys ^ named)} are named or in the cache's key only"
+        if named and "method.request.header.Authorization" not in keys:
+            yield f"{stack}.{name}: an answer is kept for whoever asks next, whose authorization may be another"
+
+
+def parameters(templates: dict[str, Template]) -> Iterator[str]:
+    """A parameter of several stacks means the same in each: one line of the settings sets it, or its default stands."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for stack, template in templates.items():
+        for name, declared in template["Parameters"].items():
+            first, other = found.setdefault(name, (stack, declared))
+            if any(declared.get(key) != other.get(key) for key in ("Type", "Default", "MinValue", "MaxValue")):
+                yield f"{stack}.{name}: not declared as in {first}"
 
 
 ALL: tuple[Rule, ...] = (
@@ -315,6 +342,8 @@ ALL: tuple[Rule, ...] = (
     kept,
     protected,
     joints,
+    cached,
+    parameters,
 )
 
 

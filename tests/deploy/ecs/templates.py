@@ -69,6 +69,25 @@ def environment(container: dict[str, Any]) -> dict[str, Any]:
     return plain | {each["Name"]: each["ValueFrom"] for each in container.get("Secrets", ())}
 
 
+def tuning(template: Template, container: dict[str, Any]) -> dict[str, str]:
+    """How a task definition tunes its program, at the defaults of the parameters: no addresses, no names, no secrets."""
+    defaults = {name: each.get("Default") for name, each in template["Parameters"].items()}
+
+    def value_of(value: Any) -> str | None:
+        match value:
+            case {"Ref": name}:
+                return str(defaults[name])
+            case {"Fn::FindInMap": [table, row, column]}:
+                return str(template["Mappings"][table][value_of(row) or row][column])
+            case str():
+                return value
+        return None
+
+    found = {each["Name"]: value_of(each["Value"]) for each in container.get("Environment", ())}
+    families = ("TIDEGATE_LEASES_", "TIDEGATE_READ_", "TIDEGATE_RETENTION_", "TIDEGATE_BATCH_")
+    return {name: value for name, value in found.items() if value and name.startswith(families)}
+
+
 def statements(properties: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every statement of a role's inline policies, or of a managed policy."""
     documents = [policy["PolicyDocument"] for policy in properties.get("Policies", ())]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.ecs import alarms, dashboards, programs, rules
+from tests.deploy.ecs import alarms, dashboards, programs, promises, rules
 from tests.deploy.ecs.rules import Rule
-from tests.deploy.ecs.templates import TEMPLATES, Template, containers, load, parsed
+from tests.deploy.ecs.templates import TEMPLATES, Template, containers, load, parsed, resources
 
 Templates = dict[str, Template]
 Spoil = Callable[[Templates], object]
@@ -18,7 +18,7 @@ Spoil = Callable[[Templates], object]
 TEMPLATE_BYTES = 51_200
 
 
-@pytest.mark.parametrize("rule", [*rules.ALL, *programs.ALL], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", [*rules.ALL, *programs.ALL, *promises.ALL], ids=lambda rule: rule.__name__)
 def test_the_rule_holds(rule: Rule) -> None:
     assert list(rule(load())) == []
 
@@ -72,7 +72,8 @@ SEEDED: list[tuple[Rule, str, Spoil]] = [
     (rules.hardened, "runs as root", lambda t: set_in(container(t, WORKER), User="0:0")),
     (rules.hardened, "can be written", lambda t: container(t, POLLER).pop("ReadonlyRootFilesystem")),
     (rules.hardened, "keeps capabilities", lambda t: container(t, POLLER)["LinuxParameters"].pop("Capabilities")),
-    (rules.hardened, "no /tmp", lambda t: container(t, POLLER)["LinuxParameters"].pop("Tmpfs")),
+    (rules.hardened, "no /tmp", lambda t: container(t, POLLER).pop("MountPoints")),
+    (rules.hardened, "no /tmp", lambda t: container(t, WORKER)["LinuxParameters"].pop("Tmpfs")),
     (rules.hardened, "digest", lambda t: set_in(t["ops"]["Parameters"]["Image"], AllowedPattern=".+")),
     (rules.rollout, "no room", lambda t: set_in(deployment(t), MaximumPercent=100)),
     (rules.rollout, "takes tasks away", lambda t: set_in(deployment(t), MinimumHealthyPercent=50)),
@@ -82,6 +83,7 @@ SEEDED: list[tuple[Rule, str, Spoil]] = [
     (rules.tasks_and_shards, "policies", lambda t: t["services"]["Resources"].pop("CatchUp")),
     (rules.tasks_and_shards, "24 hours", lambda t: set_in(t["data"]["Parameters"]["RetentionHours"], Default=24)),
     (rules.tasks_and_shards, "half", lambda t: set_in(properties(t, "observe", "RetentionHalf"), Threshold=1)),
+    (rules.tasks_and_shards, "half", lambda t: set_in(properties(t, "observe", "RetentionHalf"), Metrics=[])),
     (rules.capacity_steps, "no step", lambda t: set_in(t["data"]["Parameters"]["LeastAcu"], Default=0.7)),
     (rules.capacity_steps, "at least", lambda t: set_in(t["data"]["Parameters"]["LeastAcu"], Default=64)),
     (rules.dashboards, "no JSON", lambda t: dashboard(t, '{"widgets"', '{widgets"')),
@@ -103,6 +105,19 @@ SEEDED: list[tuple[Rule, str, Spoil]] = [
     (rules.protected, "public", lambda t: properties(t, "edge", "Site").pop("PublicAccessBlockConfiguration")),
     (rules.joints, "nobody exports", lambda t: t["data"]["Outputs"].pop("StreamArn")),
     (rules.joints, "nobody imports", lambda t: t["observe"]["Resources"].pop("Scraper")),
+    (rules.joints, "exports a parameter", lambda t: set_in(t["data"]["Outputs"]["Stream"], Value={"Ref": "Shards"})),
+    (rules.cached, "in the cache's key only", lambda t: properties(t, "facade", "Get")["RequestParameters"].popitem()),
+    (rules.cached, "for whoever asks", lambda t: without_authorization(properties(t, "facade", "Get"))),
+    (rules.parameters, "not declared as in", lambda t: set_in(t["services"]["Parameters"]["Shards"], Default=4)),
+    (promises.demanded, "short passwords", lambda t: properties(t, "identity", "Pool").pop("Policies")),
+    (promises.closed_buckets, "without TLS", lambda t: t["data"]["Resources"].pop("DropBucketPolicy")),
+    (promises.own_way, "no Gateway endpoint", lambda t: t["network"]["Resources"].pop("S3Endpoint")),
+    (promises.own_way, "called private", lambda t: t["network"]["Resources"].pop("Private2Routes")),
+    (promises.trusted, "for anybody", lambda t: trust(t, "services", "WorkerRole").pop("Condition")),
+    (promises.told, "by sms", lambda t: t["observe"]["Resources"].pop("PageSms")),
+    (promises.told, "wakes nobody", lambda t: properties(t, "observe", "Hurt").pop("AlarmActions")),
+    (promises.keyed, "whoever asks", lambda t: properties(t, "facade", "Get").pop("ApiKeyRequired")),
+    (promises.mounted, "no volume scratch", lambda t: properties(t, "services", "Poller").pop("Volumes")),
     (programs.environments, "no setting", lambda t: variable(t, WORKER, "TIDEGATE_BATCH_ROWZ", "1")),
     (programs.environments, "required", lambda t: without(t, POLLER, "TIDEGATE_CURSOR_TABLE")),
     (programs.environments, "TIDEGATE_SOURCE_TABLE", lambda t: without(t, POLLER, "TIDEGATE_SOURCE_TABLE")),
@@ -128,6 +143,17 @@ def functions_url(templates: Templates, url: str) -> None:
     properties(templates, "api", "Reads")["Environment"]["Variables"]["TIDEGATE_DATABASE_URL"] = url
 
 
+def trust(templates: Templates, stack: str, name: str) -> dict[str, Any]:
+    statement: dict[str, Any] = properties(templates, stack, name)["AssumeRolePolicyDocument"]["Statement"][0]
+    return statement
+
+
+def without_authorization(method: dict[str, Any]) -> None:
+    name = "method.request.header.Authorization"
+    method["RequestParameters"].pop(name)
+    method["Integration"]["CacheKeyParameters"].remove(name)
+
+
 def dimension(templates: Templates, alarm: str, name: str) -> None:
     properties(templates, "observe", alarm)["Dimensions"].append({"Name": name, "Value": "x"})
 
@@ -142,7 +168,13 @@ def test_a_seeded_mistake_is_found(rule: Rule, says: str, spoil: Spoil) -> None:
 
 def test_every_rule_has_a_seeded_mistake() -> None:
     proven = {rule for rule, _, _ in SEEDED} | {programs.one_list}
-    assert proven == {*rules.ALL, *programs.ALL}
+    assert proven == {*rules.ALL, *programs.ALL, *promises.ALL}
+
+
+@pytest.mark.parametrize("kind", sorted(promises.DEMANDS))
+def test_every_line_of_the_demands_can_fail_and_is_about_something(kind: str) -> None:
+    assert list(resources(load(), kind))
+    assert not any(promises.holds(demand, {}) for demand in promises.DEMANDS[kind])
 
 
 def spoiled_lists() -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -14,14 +14,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 TOOLS = ("buildah", "podman", "crun", "mmdebstrap")
-MISSING = tuple(tool for tool in TOOLS if shutil.which(tool) is None)
-IS_HERE = not MISSING and hasattr(os, "geteuid") and os.geteuid() == 0
 
 _BASE, _IMAGE = "localhost/python-base", "localhost/tidegate"
+# Before a command: what it starts sees no cgroups.
+_HIDDEN = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /sys/fs/cgroup && exec "$@"', "sh"]
 _CERTIFICATES = Path("/etc/ssl/certs")
 _WITH_PYTHON = "python3,python3-venv,python-is-python3,ca-certificates"
 _LOCKED_DOWN = ("--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp:rw,size=64m", "--cap-drop=all",
                 "--security-opt=no-new-privileges")  # fmt: skip
+
+
+def why_not() -> str:
+    """Why no image can be built and run here; nothing when one can."""
+    if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        return f"{', '.join(missing)} are missing: apt-get install buildah podman conmon crun mmdebstrap fuse-overlayfs"
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return "it wants root"
+    if subprocess.run([*_HIDDEN, "true"], check=False, capture_output=True).returncode != 0:
+        return "nothing may be mounted here"
+    return ""
 
 
 class Engine:
@@ -54,8 +65,7 @@ class Engine:
         podman = ["podman", *self._store, "--cgroup-manager=cgroupfs", "run", "--rm", "--cgroups=disabled"]
         podman += ["--runtime=crun", "--network=host", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
         podman += [*_LOCKED_DOWN, *options, _IMAGE, *arguments]
-        hidden = 'mount -t tmpfs tmpfs /sys/fs/cgroup && exec "$@"'
-        return ["unshare", "--mount", "sh", "-c", hidden, "sh", *podman]
+        return [*_HIDDEN, *podman]
 
     def run(self, *arguments: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         return self._run(*self.command(*arguments, options=options), check=False)

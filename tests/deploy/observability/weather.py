@@ -36,6 +36,10 @@ GOOD: Mapping[str, str] = {
     f"tidegate_gaps_total{{{_W1}}}": _QUIET,
     f'tidegate_records_written_total{{{_W1},outcome="applied"}}': f"0+600x{_MINUTES}",
     f'tidegate_records_written_total{{{_W1},outcome="rejected"}}': _QUIET,
+    f"tidegate_dead_letters_oldest_seconds{{{_W1}}}": _QUIET,
+    f"tidegate_stream_retention_seconds{{{_W1}}}": f"604800x{_MINUTES}",
+    # One that has not been told yet.
+    f"tidegate_stream_retention_seconds{{{_W2}}}": _QUIET,
     f'tidegate_parked_open{{{_W1},entity="parcel"}}': _QUIET,
     f'tidegate_parked_oldest_seconds{{{_W1},entity="parcel"}}': _QUIET,
     f'tidegate_poller_files_total{{{_SOURCE},fate="refused"}}': _QUIET,
@@ -85,6 +89,7 @@ STORMS: Mapping[str, Storm] = {
     "lease-conflicts": Storm({_of("lease_conflicts"): f"0+30x{_MINUTES}"}, "30m"),
     "leases-uneven": Storm({_of('leases_held{instance="w1"'): f"4x{_MINUTES}"}, "30m"),
     "dead-letters": Storm({_of('outcome="rejected"'): f"0x5 1x{_MINUTES}"}, "10m"),
+    "dead-letters-old": Storm({_of("letters_oldest"): f"90000x{_MINUTES}"}, "15m"),
     "shape-drifts": Storm({_of("shape_drifts"): f"0x5 1x{_MINUTES}"}, "10m", _BY_SOURCE),
     "files-refused": Storm({_of("files_total"): f"0x5 1x{_MINUTES}"}, "10m", _BY_SOURCE),
     "parked": Storm(
