@@ -26,12 +26,12 @@ _ONE = upsert(f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUM
 _STATUSES = {"booked", "in_transit", "delivered"}
 
 
-async def bare(dsn: str, edition: int, *, each: int | None, batch: int, is_replay: bool) -> float:
-    """Rows a second, of the first rows of each shard or all. Who knows that all rows are there already only looks."""
+async def bare(dsn: str, edition: int, *, each: int | None, batch: int, only_looks: bool = False) -> float:
+    """Rows a second, of the first rows of each shard or all. Who knows that all rows are there already need only look."""
     shards = [shard_rows(shard, edition)[:each] for shard in range(SHARDS)]
     gc.freeze()
     async with connections(dsn, _CONNECTIONS) as opened:
-        taken_s = await seconds(look if is_replay else copy_text, opened, shards, batch)
+        taken_s = await seconds(look if only_looks else copy_text, opened, shards, batch)
     return sum(map(len, shards)) / taken_s
 
 

@@ -25,6 +25,14 @@ from tidegate import lifecycle
 ROUNDS = 2
 LOADS = {"fresh": 1, "update": 2, "replay": 2}
 """And the edition of the stream that each brings."""
+_LOOK = "look"
+"""What else the bare sides do with a replay, as they know that it is one: they only ask whether all rows are there."""
+BASELINES = {
+    "fresh": {"bare-asyncpg": "fresh"},
+    "update": {"bare-asyncpg": "update"},
+    "replay": {"bare-asyncpg-replay": "replay", "bare-asyncpg-look": _LOOK},
+}
+"""For each load the names under which it is compared, and what the bare sides do."""
 PAIRED = ("tidegate", "bare-2000", "tidegate", "bare-500")
 """One round. Larger transactions suit fresh rows, smaller ones updates: the limit is the better of both."""
 
@@ -42,10 +50,10 @@ def run() -> Iterator[Result]:
         indexed, plain = runner.run(_measure(url))
     for load in LOADS:
         ours = indexed["tidegate", load].rows_per_s
-        yield _against_limit(f"project-{load}", indexed, load)
+        yield from _against_limit(f"project-{load}", indexed, load)
         yield Result.of(f"project-{load}", "rows/s", ours, "row-at-a-time", indexed["peer", load].rows_per_s)
     for load in LOADS:
-        yield _against_limit(f"project-{load}-without-indexes", plain, load)
+        yield from _against_limit(f"project-{load}-without-indexes", plain, load)
     most_mib = max(turn.most_mib for best in (indexed, plain) for (side, _), turn in best.items() if side == "tidegate")
     yield Result(
         bench="project-memory", value=round(most_mib), unit="MiB, the process at most", baseline="allowed",
@@ -53,10 +61,10 @@ def run() -> Iterator[Result]:
     )  # fmt: skip
 
 
-def _against_limit(name: str, best: Best, load: str) -> Result:
-    limit = max(turn.rows_per_s for (side, of), turn in best.items() if side.startswith("bare") and of == load)
-    baseline = "bare-asyncpg-replay" if load == "replay" else "bare-asyncpg"
-    return Result.of(name, "rows/s", best["tidegate", load].rows_per_s, baseline, limit)
+def _against_limit(name: str, best: Best, load: str) -> Iterator[Result]:
+    for baseline, done in BASELINES[load].items():
+        limit = max(turn.rows_per_s for (side, of), turn in best.items() if side.startswith("bare") and of == done)
+        yield Result.of(name, "rows/s", best["tidegate", load].rows_per_s, baseline, limit)
 
 
 async def _measure(url: str) -> tuple[Best, Best]:
@@ -77,9 +85,9 @@ async def _measure(url: str) -> tuple[Best, Best]:
 
 
 async def _loads(made: BenchDatabase, side: str, url: str, best: Best) -> str:
-    """All three in their order; returns what the table holds then."""
+    """All in their order; returns what the table holds then."""
     await made.empty()
-    for load in LOADS:
+    for load in (*LOADS, _LOOK) if side.startswith("bare") else LOADS:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             turn = await asyncio.get_running_loop().run_in_executor(pool, measure, side, load, url, made.dsn)
         known = best.get((side, load), turn)
@@ -109,9 +117,10 @@ def _side(side: str, load: str, url: str, dsn: str) -> Coroutine[Any, Any, float
         return project(stream_of(LOADS[load]), dsn, RECORDS)
     from bench import _project_peers as peers  # noqa: PLC0415
 
+    edition = LOADS["replay" if load == _LOOK else load]
     if side == "peer":
-        return peers.peer(dsn, url, LOADS[load])
-    is_replay = load == "replay"
+        return peers.peer(dsn, url, edition)
     if side == "few":
-        return peers.bare(dsn, LOADS[load], each=FEW, batch=FEW, is_replay=is_replay)
-    return peers.bare(dsn, LOADS[load], each=None, batch=int(side.removeprefix("bare-")), is_replay=is_replay)
+        return peers.bare(dsn, edition, each=FEW, batch=FEW)
+    batch = int(side.removeprefix("bare-"))
+    return peers.bare(dsn, edition, each=None, batch=batch, only_looks=load == _LOOK)
