@@ -179,7 +179,7 @@ class AuroraSink:
         if careful or has_open or whole or projection.wanted(changes):
             result = await projection.write(changes, whole)
         else:
-            result = await self._count(connection, batch.shard_id, changes)
+            result = await Counting(connection, self._statements).write(changes)
         if marks := newest_marks(batch.marks):
             as_of = [mark.as_of for mark in marks.values()]
             await connection.execute(statements.MARKS, self._stream, batch.shard_id, list(marks), as_of)
@@ -190,13 +190,6 @@ class AuroraSink:
             await self._resolve(connection, projection)
         counted = result._replace(rejected=len(batch.dead) + len(projection.refused), parked=len(parked))
         return Done(counted, await self._queue(connection, projection.applied))
-
-    async def _count(self, connection: Connection, shard_id: str, changes: Sequence[Change]) -> WriteResult:
-        counting = Counting(connection, self._statements)
-        result = await counting.write(changes)
-        if changes and not counting.has_written:
-            self._replays.begin(shard_id)
-        return result
 
     async def _in_order(self, connection: Connection, changes: Sequence[Change], *, has_open: bool) -> parking.Split:
         """What strict order lets pass, and what must wait for a dead letter."""

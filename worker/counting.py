@@ -15,12 +15,11 @@ from worker.statements import EntityStatements
 
 
 class Counting:
-    """The entity tables' part of one transaction. `has_written`: it was not for nothing."""
+    """The entity tables' part of one transaction."""
 
     def __init__(self, connection: Connection, prepared: Mapping[str, EntityStatements]) -> None:
         self._connection = connection
         self._statements = prepared
-        self.has_written = False
 
     async def write(self, changes: Sequence[Change]) -> WriteResult:
         """Write the newest version of each key."""
@@ -34,7 +33,6 @@ class Counting:
 
     async def _write(self, prepared: EntityStatements, rows: Sequence[Change]) -> WriteResult:
         written, applied = await self._fetch(prepared.count, prepared.rows(rows))
-        self.has_written |= written > 0
         unchanged = written - applied
         if written == len(rows):
             return WriteResult(applied=applied, unchanged=unchanged)

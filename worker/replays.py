@@ -2,7 +2,10 @@
 
 To be held off by its version costs a row as much as to be written, and its batch four round trips and a commit. A look
 at the versions costs a third of that, and where all of them are there or newer, the same statement moves the shard's
-position, behind the same fence. In all other cases it changes nothing, and the batch is written.
+position, behind the same fence. In all other cases it changes nothing, and the batch is written. What is older than its
+row is stale, whether the table would take it or not.
+
+A replay begins when a shard is opened, and ends with the first batch that is not there.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ _PARAMETER = re.compile(r"\$(\d+)")
 
 
 class Replays:
-    """Remembers which shards replay: those just opened, and those whose last batch was in the tables already."""
+    """Remembers which shards may be replaying."""
 
     def __init__(self, database: Database, stream: str, prepared: Mapping[str, EntityStatements]) -> None:
         self._database = database
@@ -29,7 +32,7 @@ class Replays:
         self._shards: set[str] = set()
 
     def begin(self, shard_id: str) -> None:
-        """The shard was opened, or a batch of it turned out to be there."""
+        """The shard was opened."""
         self._shards.add(shard_id)
 
     def end(self, shard_id: str) -> None:

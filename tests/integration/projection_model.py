@@ -143,6 +143,7 @@ class Model:
 
     is_strict   whether the table has its CHECK; without it what was refused is good
     is_ordered  whether the entity asks for strict order per key
+    is_replay   whether all that came since the lease was taken was there
     """
 
     routes: Routes
@@ -153,13 +154,30 @@ class Model:
     position: int = 0
     counter: int = 0
     is_strict: bool = True
+    is_replay: bool = False
     puts: dict[str, Put] = field(default_factory=dict)
 
     def _refuses(self, put: Put) -> bool:
         return put.fault is not None and (put.fault is not Fault.CHECK or self.is_strict)
 
+    def _passes_by(self, puts: Sequence[Put]) -> WriteResult | None:
+        """What a batch of a replay comes to whose newest versions the table has, or is past."""
+        if not self.is_replay or any(put.fault is not None and not put.fault.is_decoded for put in puts):
+            return None
+        newest = {key: max(_event(put).version for put in puts if _event(put).key.key == key) for key in _keys(puts)}
+        self.is_replay = not any(letter.is_open and letter.key for letter in self.letters.values()) and all(
+            key in self.rows and version <= self.rows[key].version for key, version in newest.items()
+        )
+        if not self.is_replay:
+            return None
+        same = sum(version == self.rows[key].version for key, version in newest.items())
+        return WriteResult(unchanged=same, stale=len(newest) - same, coalesced=len(puts) - len(newest))
+
     def write(self, first: int, puts: Sequence[Put]) -> WriteResult:
         """One batch, whose first record stands at `first`; each further one at the next place."""
+        if passed := self._passes_by(puts):
+            self.position = max(self.position, first + len(puts) - 1)
+            return passed
         counts: Counter[str] = Counter()
         touched: list[tuple[str, Version, bool]] = []
         by_key: dict[str, list[Put]] = defaultdict(list)
@@ -266,6 +284,10 @@ class Model:
         for letter in self.letters.values():
             if letter.key == key and letter.resolution is None and letter.version and letter.version <= version:
                 letter.resolution = "written" if letter.version == version and not is_stale else "superseded"
+
+
+def _keys(puts: Sequence[Put]) -> set[str]:
+    return {_event(put).key.key for put in puts}
 
 
 def _event(put: Put) -> ChangeEvent:

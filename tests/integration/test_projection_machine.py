@@ -217,6 +217,7 @@ class Projection(RuleBasedStateMachine):
     @rule()
     def take_the_lease(self) -> None:
         self.model.counter += 1
+        self.model.is_replay = True
         state = self.world.run(self.sink.open(SHARD, self.model.counter))
         assert state is not None
         assert state.lease_counter == self.model.counter

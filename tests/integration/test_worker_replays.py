@@ -108,7 +108,7 @@ async def test_a_newer_holder_is_behind_the_same_fence(sink: AuroraSink, replays
         await sink.write(late, 1)
 
 
-async def test_it_is_asked_after_opening_and_while_it_was_true(sink: AuroraSink, replays: Replays) -> None:
+async def test_it_is_asked_after_opening_and_as_long_as_it_was_true(sink: AuroraSink, replays: Replays) -> None:
     await sink.write(batch(*EVENTS), 1)
     fresh = batch(change("C", 1, gadget("C")), first=11)
     assert await replays.passed(fresh, 1) is None
