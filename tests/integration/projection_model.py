@@ -160,9 +160,13 @@ class Model:
     def _refuses(self, put: Put) -> bool:
         return put.fault is not None and (put.fault is not Fault.CHECK or self.is_strict)
 
+    def looks(self, puts: Sequence[Put]) -> bool:
+        """Whether the table is asked first if it has all of a batch."""
+        return self.is_replay and all(put.fault is None or put.fault.is_decoded for put in puts)
+
     def _passes_by(self, puts: Sequence[Put]) -> WriteResult | None:
         """What a batch of a replay comes to whose newest versions the table has, or is past."""
-        if not self.is_replay or any(put.fault is not None and not put.fault.is_decoded for put in puts):
+        if not self.looks(puts):
             return None
         newest = {key: max(_event(put).version for put in puts if _event(put).key.key == key) for key in _keys(puts)}
         self.is_replay = not any(letter.is_open and letter.key for letter in self.letters.values()) and all(
