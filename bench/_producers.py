@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from aiokpl.config import Config
 from aiokpl.producer import Producer as KplProducer
@@ -28,7 +29,7 @@ PAGE_EVENTS = 2_000
 _LIFTED = 1e12
 
 Page = list[tuple[str, bytes]]
-Side = Callable[[str, Sequence[Page]], Awaitable[float]]
+Side = Callable[[str, Sequence[Page]], Coroutine[Any, Any, float]]
 """Address, pages → seconds from the first request to the last acknowledgement."""
 
 

@@ -35,7 +35,7 @@ async def bare(dsn: str, edition: int, *, each: int | None, batch: int, only_loo
     return sum(map(len, shards)) / taken_s
 
 
-class _Json(Processor, SimpleAggregator):
+class _Json(Processor, SimpleAggregator):  # type: ignore[misc]  # it has no types
     """Base64 and aggregates aside, what the records hold is the author's business."""
 
     def deserialize(self, data: bytes) -> bytes:

@@ -70,8 +70,9 @@ def stream_of(edition: int, *, whole: bool = True) -> str:
 def changed(place: int, edition: int, at: datetime = _AT) -> ChangeEvent:
     """The event in one place of the stream, counted through all shards."""
     number = _number(place, edition)
+    key = f"P{number:07d}"
     payload = {
-        "number": f"P{number:07d}",
+        "number": key,
         "sender": f"C{number * 7 % _CUSTOMERS:06d}",
         "recipient": f"C{number * 13 % _CUSTOMERS:06d}",
         "status": "in_transit" if edition == 1 else "delivered",
@@ -81,7 +82,7 @@ def changed(place: int, edition: int, at: datetime = _AT) -> ChangeEvent:
     }
     return ChangeEvent(
         event_id=f"{edition * 10**9 + number:032x}",
-        key=EntityKey("shipment", payload["number"]),
+        key=EntityKey("shipment", key),
         version=Version(0, 1_795_240_503_000_000 + number + edition, 17, number, 1),
         operation=Operation.UPSERT,
         cause=Cause.LIVE,

@@ -77,7 +77,9 @@ async def _apart(environment: dict[str, str], side: Callable[..., Coroutine[Any,
         return await asyncio.get_running_loop().run_in_executor(pool, _alone, environment, side, arguments)
 
 
-def _alone(environment: dict[str, str], side: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[object]) -> Any:
+def _alone(
+    environment: dict[str, str], side: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[object, ...]
+) -> Any:
     os.environ |= environment
     lifecycle.set_up_logging("error")
     return asyncio.run(side(*arguments))
