@@ -105,8 +105,7 @@ class AuroraSink:
 
     async def write(self, batch: Batch, counter: int) -> WriteResult:
         try:
-            passed = None if self._fence.is_waiting(batch.shard_id) else await self._replays.passed(batch, counter)
-            return passed or await self._write(batch, counter, careful=False)
+            return await self._replays.passed(batch, counter) or await self._write(batch, counter, careful=False)
         except Rejected:
             pass
         try:

@@ -70,10 +70,6 @@ class Fence:
         """The batch is about to be committed."""
         self._unanswered[batch.shard_id] = _Unanswered(batch.last, passed.committed_at, done)
 
-    def is_waiting(self, shard_id: str) -> bool:
-        """Whether a commit was not answered."""
-        return shard_id in self._unanswered
-
     def forget(self, shard_id: str) -> None:
         """The commit was answered, or the shard begins anew."""
         self._unanswered.pop(shard_id, None)

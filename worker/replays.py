@@ -5,7 +5,8 @@ at the versions costs a third of that, and where all of them are there or newer,
 position, behind the same fence. In all other cases it changes nothing, and the batch is written. What is older than its
 row is stale, whether the table would take it or not.
 
-A replay begins when a shard is opened, and ends with the first batch that is not there.
+A replay begins when a shard is opened, and ends with the first batch that is not there. So a batch that was written is never
+looked for, also when its commit was not answered and it comes again: then `worker.fence` knows what became of it.
 """
 
 from __future__ import annotations
