@@ -17,12 +17,16 @@ from hashlib import md5
 
 _MAGIC = b"\xf3\x89\x9a\xc2"
 _FRAME_BYTES = len(_MAGIC) + 16
+_NO_KEY = md5(usedforsecurity=False)
 _KEY, _RECORD, _INDEX, _DATA = b"\x0a", b"\x1a", b"\x08", b"\x1a"
 
 
 def hash_of(partition_key: bytes) -> bytes:
     """Where Kinesis puts a partition key, of its UTF-8 bytes: 128 bits, big-endian, so that they compare as numbers do."""
-    return md5(partition_key, usedforsecurity=False).digest()
+    # A copy is quicker to have than a new one.
+    digest = _NO_KEY.copy()
+    digest.update(partition_key)
+    return digest.digest()
 
 
 def varint(number: int) -> bytes:

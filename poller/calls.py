@@ -41,7 +41,13 @@ class ShardMap:
 
     def home(self, hash_key: bytes) -> str:
         """The shard that a hash key belongs to."""
-        return self._ids[bisect_right(self._starts, hash_key)]
+        [found] = self.homes([hash_key])
+        return found
+
+    def homes(self, hash_keys: Iterable[bytes]) -> list[str]:
+        """The shard that each belongs to."""
+        ids, starts = self._ids, self._starts
+        return [ids[bisect_right(starts, hash_key)] for hash_key in hash_keys]
 
 
 class Put(Struct, frozen=True, gc=False):
@@ -70,12 +76,12 @@ def puts(records: Iterable[Record], shards: ShardMap, settings: PublishSettings)
     """The entries for the records: one each, or aggregates."""
     if settings.aggregate:
         return _aggregated(records, shards, settings.aggregate_bytes)
-    return [_put(record, record.partition_key.encode(), shards) for record in records]
-
-
-def _put(record: Record, key: bytes, shards: ShardMap) -> Put:
-    home = shards.home(hash_of(key))
-    return Put(PutEntry(record.partition_key, record.data), home, len(key) + len(record.data))
+    plain = list(records)
+    keys = [record.partition_key.encode() for record in plain]
+    return [
+        Put(PutEntry(record.partition_key, record.data), home, len(key) + len(record.data))
+        for record, key, home in zip(plain, keys, shards.homes(map(hash_of, keys)), strict=True)
+    ]
 
 
 class _Open:

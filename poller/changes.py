@@ -9,13 +9,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from itertools import compress
+from operator import attrgetter
+from typing import NamedTuple, cast
 
 import msgspec
 from msgspec.structs import replace
 
 from poller.index import Index
-from poller.snapshot import NAMELESS, Entry, Seen, State, fingerprints, gone, is_known, judge
+from poller.snapshot import NAMELESS, Entry, Seen, State, fingerprints, first_entries, gone, is_known, judge, versions
 from poller.source import FileRow
 from poller.translate import Reading, Translated, raw_keys, translate, translate_all
 from tidegate import codec
@@ -28,6 +30,7 @@ MOST_RECORD_BYTES = 1_000_000
 """Kinesis takes 1 MiB with the partition key; a row that makes more is filed, unless its publisher takes larger ones."""
 _MOST_RAW_BYTES = 600_000
 """base64 makes 800,000 of it."""
+_LABEL = attrgetter("label")
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -52,23 +55,17 @@ class Sight(NamedTuple):
     stated: int | None = None
 
 
-class _Row(msgspec.Struct, frozen=True, gc=False):
-    """A raw row with its key (None: unreadable), its name in the index, and what is known under that name."""
+class _Rows(NamedTuple):
+    """Rows of one answer in columns: raw, their keys (None: unreadable), names in the index, and what is known under those."""
 
-    raw: RawRow
-    key: str | None
-    name: str
-    stamp: bytes
-    before: Entry | None
+    raws: Sequence[RawRow]
+    keys: Sequence[str | None]
+    names: Sequence[str]
+    stamps: Sequence[bytes]
+    befores: Sequence[Entry | None]
 
-
-class _Upsert(msgspec.Struct, frozen=True, gc=False):
-    """A row to be published, and why."""
-
-    row: _Row
-    entry: Entry
-    cause: Cause
-    found: Translated
+    def chosen(self, wanted: Sequence[bool]) -> _Rows:
+        return self if all(wanted) else _Rows._make(list(compress(column, wanted)) for column in self)
 
 
 def distinct(rows: Sequence[RawRow], reading: Reading) -> tuple[RawRow, ...]:
@@ -116,6 +113,7 @@ class Changes:
         self._index = index
         self._reading = reading
         self._most_record_bytes = most_record_bytes
+        self._numbered_at = 0
 
     def see(self, rows: Sequence[RawRow], sight: Sight) -> None:
         """Judge the rows of one answer."""
@@ -127,17 +125,16 @@ class Changes:
                 self.see([row], sight)
             return
         numbers = self._index.numbers(names)
-        known = self._known(names, numbers, stamps)
-        new = [
-            _Row(rows[at], keys[at], name, stamps[at], self._before(name, numbers[at]))
-            for at, name in enumerate(names)
-            if not known[at]
-        ]
+        is_new = [not known for known in self._known(names, numbers, stamps)]
         self.seen.update(zip(names, numbers, strict=True))
+        self._numbered_at = self._index.rows
+        new = sum(is_new)
         self.counts["rows"] += len(rows)
-        self.counts["unchanged"] += len(rows) - len(new)
+        self.counts["unchanged"] += len(rows) - new
         if new:
-            self._change(new, sight)
+            befores = list(map(self._before, compress(names, is_new), compress(numbers, is_new)))
+            shown = [list(compress(column, is_new)) for column in (rows, keys, names, stamps)]
+            self._change(_Rows._make([*shown, befores]), sight)
 
     def bury(self, key: str, sight: Sight) -> None:
         """The key is gone: its tombstone, unless something newer is known."""
@@ -162,12 +159,14 @@ class Changes:
 
     def apply(self) -> None:
         """Everything was published: the index is to know it."""
-        numbers = self._index.apply(self.entries)
-        self.seen |= {key: row for key, row in zip(self.entries, numbers, strict=True) if key in self.seen}
+        # Numbers stay; that a key has none is true for as long as no row came to the index.
+        known = self.seen if self._index.rows == self._numbered_at else {}
+        numbers = self._index.apply(self.entries, known)
+        self.seen.update((key, row) for key, row in zip(self.entries, numbers, strict=True) if key in self.seen)
 
     def labels(self) -> Counter[str]:
         """How many records there are of each label."""
-        return Counter(record.label for record in self.records.values())
+        return Counter(map(_LABEL, self.records.values()))
 
     def _known(self, names: Sequence[str], numbers: Sequence[int], stamps: Sequence[bytes]) -> list[bool]:
         """Which of the rows need not be published, by the index and by what this step has made of them."""
@@ -183,55 +182,68 @@ class Changes:
         known = self.entries.get(name)
         return known if known is not None or number < 0 else self._index.entry(number)
 
-    def _change(self, rows: Sequence[_Row], sight: Sight) -> None:
-        reading, upserts = self._reading, list[_Upsert]()
-        stated = None if reading.shape.version is not None else sight.stated
-        translated = translate_all([row.raw for row in rows], [row.key for row in rows], reading)
-        for row, found in zip(rows, translated, strict=True):
-            version = None if isinstance(found, Rejected) else found.source_version if stated is None else stated
-            seen = Seen(row.stamp, version, sight.epoch, sight.read, reading.source.translation, sight.keyed)
-            entry = judge(row.before, seen)
+    def _change(self, rows: _Rows, sight: Sight) -> None:
+        translated = translate_all(rows.raws, rows.keys, self._reading)
+        entries = self._judged(rows, translated, sight)
+        self.doubted.difference_update(rows.names)
+        for at, (entry, found) in enumerate(zip(entries, translated, strict=True)):
             if entry is None:
-                self.doubted.add(row.name)
-                continue
-            self.doubted.discard(row.name)
-            if isinstance(found, Rejected):
-                self._quarantine(row, entry, found, sight)
-            else:
-                cause = sight.cause if row.before is None else _cause(sight, row.before, entry)
-                upserts.append(_Upsert(row, entry, cause, found))
+                self.doubted.add(rows.names[at])
+            elif isinstance(found, Rejected):
+                self._quarantine(rows, at, entry, found, sight)
+        good = [
+            entry is not None and type(found) is Translated for entry, found in zip(entries, translated, strict=True)
+        ]
+        upserts = cast("list[Entry]", list(compress(entries, good)))
         if upserts:
-            self._publish(upserts, sight)
+            self._publish(rows.chosen(good), upserts, cast("list[Translated]", list(compress(translated, good))), sight)
 
-    def _publish(self, upserts: Sequence[_Upsert], sight: Sight) -> None:
+    def _judged(self, rows: _Rows, translated: Sequence[Translated | Rejected], sight: Sight) -> Sequence[Entry | None]:
+        """What `judge` says of each."""
+        source, shape = self._reading.source, self._reading.shape
+        stated = None if shape.version is not None else sight.stated
+        versions = [
+            None if isinstance(found, Rejected) else found.source_version if stated is None else stated
+            for found in translated
+        ]
+        if rows.befores.count(None) == len(rows.befores):
+            return first_entries(rows.stamps, versions, sight.epoch, sight.read, source.translation)
+        return [
+            judge(before, Seen(stamp, version, sight.epoch, sight.read, source.translation, sight.keyed))
+            for before, stamp, version in zip(rows.befores, rows.stamps, versions, strict=True)
+        ]
+
+    def _publish(self, rows: _Rows, entries: Sequence[Entry], found: Sequence[Translated], sight: Sight) -> None:
         entity = self._reading.shape.name
-        events = [
-            codec.Upsert(
-                each.row.name, each.entry.version, each.cause, each.found.changed_at or sight.observed_at,
-                each.found.payload,
-            )
-            for each in upserts
-        ]  # fmt: skip
-        encoded = codec.encode_upserts(entity, self._reading.source.name, sight.observed_at, events)
-        for upsert, data in zip(upserts, encoded, strict=True):
-            row = upsert.row
-            if len(data) > self._most_record_bytes:
+        causes = [_cause(sight, before, entry) for before, entry in zip(rows.befores, entries, strict=True)]
+        upserts = codec.Upserts(
+            rows.names,
+            versions(entries),
+            causes,
+            [each.changed_at or sight.observed_at for each in found],
+            [each.payload for each in found],
+        )
+        encoded = codec.encode_upserts(entity, self._reading.source.name, sight.observed_at, upserts)
+        fits = [len(data) <= self._most_record_bytes for data in encoded]
+        for at in range(len(fits)) if False in fits else ():
+            if not fits[at]:
                 fault = Rejected("too_large", f"its event is larger than {self._most_record_bytes} bytes")
-                self._quarantine(row, replace(upsert.entry, state=State.QUARANTINED), fault, sight)
-                continue
-            partition_key = f"{entity}:{row.name}"
-            self.entries[row.name] = upsert.entry
-            self.raws[row.name] = row.raw
-            self.records[partition_key] = Record(partition_key, data, upsert.cause)
+                self._quarantine(rows, at, replace(entries[at], state=State.QUARANTINED), fault, sight)
+        partition_keys = [f"{entity}:{name}" for name in rows.names]
+        records = map(Record, partition_keys, encoded, causes)
+        self.entries.update(compress(zip(rows.names, entries, strict=True), fits))
+        self.raws.update(compress(zip(rows.names, rows.raws, strict=True), fits))
+        self.records.update(compress(zip(partition_keys, records, strict=True), fits))
 
-    def _quarantine(self, row: _Row, entry: Entry, fault: Rejected, sight: Sight) -> None:
+    def _quarantine(self, rows: _Rows, at: int, entry: Entry, fault: Rejected, sight: Sight) -> None:
+        row, key, name, stamp = rows.raws[at], rows.keys[at], rows.names[at], rows.stamps[at].hex()
         source, entity = self._reading.source, self._reading.shape.name
-        raw, text = msgspec.json.encode(row.raw), str(fault)[:2_000]
-        if isinstance(row.raw, FileRow):
-            text = f"{row.raw.origin}: {text}"
+        raw, text = msgspec.json.encode(row), str(fault)[:2_000]
+        if isinstance(row, FileRow):
+            text = f"{row.origin}: {text}"
         if len(raw) > _MOST_RAW_BYTES:
             raw, text = raw[:_MOST_RAW_BYTES], f"{text} (raw row cut at {_MOST_RAW_BYTES} of {len(raw)} bytes)"
-        identity = f"{source.name}\n{row.name}\n{row.stamp.hex()}\n{source.translation}"
+        identity = f"{source.name}\n{name}\n{stamp}\n{source.translation}"
         record = QuarantineRecord(
             event_id=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
             source=source.name,
@@ -241,18 +253,19 @@ class Changes:
             message=text,
             raw=raw,
             observed_at=sight.observed_at,
-            key=row.key,
+            key=key,
         )
-        self.entries[row.name] = entry
-        self.raws[row.name] = row.raw
-        partition_key = str(EntityKey(entity, row.key or row.stamp.hex()))
+        self.entries[name] = entry
+        self.raws[name] = row
+        partition_key = str(EntityKey(entity, key or stamp))
         self.records[partition_key] = Record(partition_key, codec.encode(record), QUARANTINE)
 
 
-def _cause(sight: Sight, before: Entry, entry: Entry) -> Cause:
+def _cause(sight: Sight, before: Entry | None, entry: Entry) -> Cause:
     """The same raw row under a newer translation is not something that happened in the back office."""
     is_retranslated = (
-        before.state is State.LIVE
+        before is not None
+        and before.state is State.LIVE
         and before.fingerprint == entry.fingerprint
         and before.translation < entry.translation
     )

@@ -14,10 +14,14 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
+from operator import attrgetter
 from sys import byteorder
-from typing import NamedTuple
+from typing import NamedTuple, cast
+
+from msgspec.structs import replace
 
 from poller.snapshot import Entry, State
 
@@ -28,9 +32,6 @@ _QUADRUPLED_TO = 4_096
 """Places up to which a table grows by four: together they are a few megabytes, and are filled anew half as often."""
 _DEAD = -1
 _SURROGATES = "surrogatepass"
-
-
-_STATES = {int(state): state for state in State}
 
 
 class _Kind(NamedTuple):
@@ -98,10 +99,13 @@ class Index:
         [row] = self.numbers([key])
         return row >= 0 and self._kinds[self._kind_of[row]].state != State.GONE
 
-    def apply(self, changes: Mapping[str, Entry]) -> list[int]:
-        """Answers the keys' numbers, in their order."""
+    def apply(self, changes: Mapping[str, Entry], known: Mapping[str, int] | None = None) -> list[int]:
+        """Answers the keys' numbers, in their order. `known` are numbers of any keys, as they are now; -1 for none."""
         names = list(map(_encoded, changes))
-        numbers, coming = self._find(names), self.rows
+        numbers, coming = self._numbers_of(changes, names, known or {}), self.rows
+        if numbers.count(-1) == len(numbers):
+            self._append(names, list(changes.values()))
+            return list(range(coming, self.rows))
         new: list[bytes] = []
         entries: list[Entry] = []
         for at, entry in enumerate(changes.values()):
@@ -114,6 +118,11 @@ class Index:
         if new:
             self._append(new, entries)
         return numbers
+
+    def _numbers_of(self, keys: Iterable[str], names: Iterable[bytes], known: Mapping[str, int]) -> list[int]:
+        """As `_find`, where the number is not known already."""
+        numbers = list(map(known.get, keys)) if known else []
+        return cast("list[int]", numbers) if numbers and None not in numbers else self._find(names)
 
     def drop(self, keys: Iterable[str]) -> None:
         dead = self._kind_number(_Kind(0, 0, 0, _DEAD, False))
@@ -216,18 +225,22 @@ class Index:
             return (text[begin - first : end - first] for begin, end in pairwise(bounds))
         return (heap[begin - first : end - first].decode("utf-8", _SURROGATES) for begin, end in pairwise(bounds))
 
-    def _entries(self, start: int, end: int) -> Iterator[Entry | None]:
+    def _entries(self, start: int, end: int) -> list[Entry | None]:
         """None for what was dropped."""
+        kinds = [self._kinds[number] for number in self._kind_of[start:end]]
+        if not kinds:
+            return []
         stamps = self._fingerprints[start:end].tobytes()
-        parts = zip(self._kind_of[start:end], self._versions[start:end], self._reads[start:end], strict=True)
-        for at, (number, version, read) in enumerate(parts):
-            generation, epoch, translation, state, unsure = self._kinds[number]
-            stamp = b"" if state == State.GONE else stamps[8 * at : 8 * at + 8]
-            yield (
-                None
-                if state == _DEAD
-                else Entry(generation, version, epoch, read, translation, stamp, _STATES[state], unsure)
-            )
+        eights = [stamps[at : at + 8] for at in range(0, len(stamps), 8)]
+        generations, epochs, translations, states, unsure = zip(*kinds, strict=True)
+        versions, reads = self._versions[start:end], self._reads[start:end]
+        found = map(Entry, generations, versions, epochs, reads, translations, eights, states, unsure)
+        if {_DEAD, State.GONE}.isdisjoint(states):
+            return list(found)
+        return [
+            None if entry.state == _DEAD else replace(entry, fingerprint=b"") if entry.state == State.GONE else entry
+            for entry in found
+        ]
 
     # ---------------------------------------------------------------- within
 
@@ -258,16 +271,19 @@ class Index:
 
     def _append(self, names: Sequence[bytes], entries: Sequence[Entry]) -> None:
         """Rows for keys that have none yet."""
+        if not names:
+            return
         first, starts = self.rows, self._starts
         self._heap += b"".join(names)
         self._bounds.extend(accumulate(map(len, names), initial=self._bounds.pop()))
         self._fingerprints.frombytes(b"".join([entry.fingerprint.ljust(8, b"\0") for entry in entries]))
         self._versions.extend([entry.source_version for entry in entries])
         self._reads.extend([entry.read for entry in entries])
-        numbers = [self._kind_number(_kind(entry)) for entry in entries]
-        self._kind_of.extend(numbers)
-        for number in numbers:
-            self._counts[number] += 1
+        kinds = list(map(_kind, entries))
+        numbers = {kind: self._kind_number(kind) for kind in set(kinds)}
+        self._kind_of.extend([numbers[kind] for kind in kinds])
+        for number, count in Counter(self._kind_of[first:]).items():
+            self._counts[number] += count
         while self.rows - starts[-1] > SEGMENT_ROWS:
             starts.append(starts[-1] + SEGMENT_ROWS)
         self._dirty.update(range(bisect_right(starts, first) - 1, len(starts)))
@@ -370,5 +386,6 @@ def _encoded(key: str) -> bytes:
     return key.encode("utf-8", _SURROGATES)
 
 
-def _kind(entry: Entry) -> tuple[int, int, int, int, bool]:
-    return entry.generation, entry.epoch, entry.translation, entry.state, entry.unsure
+_kind: Callable[[Entry], tuple[int, int, int, int, bool]] = attrgetter(
+    "generation", "epoch", "translation", "state", "unsure"
+)

@@ -19,9 +19,10 @@ version, and the same event id; so is the same tombstone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from hashlib import blake2b
+from operator import attrgetter
 
 import msgspec
 from msgspec.structs import replace
@@ -55,6 +56,14 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return Version(self.generation, self.source_version, self.epoch, self.read, self.translation)
 
 
+def versions(entries: Iterable[Entry]) -> list[tuple[int, int, int, int, int]]:
+    """The numbers of each one's version."""
+    return list(map(_VERSION, entries))
+
+
+_VERSION = attrgetter(*Version._fields)
+
+
 class Seen(msgspec.Struct, frozen=True, gc=False):
     """A row as one request showed it. `source_version` is None when the row could not be translated.
 
@@ -70,6 +79,7 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")
+_NO_BYTES = blake2b(digest_size=8)
 
 
 def fingerprint(row: Mapping[str, object]) -> bytes:
@@ -82,7 +92,13 @@ def fingerprints(rows: Iterable[Mapping[str, object]]) -> list[bytes]:
     """The fingerprint of each row."""
     # JSON has no line feed inside of a text.
     lines = _encoder.encode_lines(rows).split(b"\n")
-    return [blake2b(line, digest_size=8).digest() for line in lines[:-1]]
+    found = []
+    for line in lines[:-1]:
+        # A copy is quicker to have than a new one.
+        digest = _NO_BYTES.copy()
+        digest.update(line)
+        found.append(digest.digest())
+    return found
 
 
 def is_known(entry: Entry | None, row: bytes, translation: int) -> bool:
@@ -110,6 +126,16 @@ def judge(entry: Entry | None, seen: Seen) -> Entry | None:
         fell = seen.source_version < entry.source_version
         return _published(entry.generation + fell, seen, seen.source_version)
     return _judge_changed(entry, seen, seen.source_version)
+
+
+def first_entries(
+    stamps: Sequence[bytes], versions: Sequence[int | None], epoch: int, read: int, translation: int
+) -> list[Entry]:
+    """What `judge` says of rows of one request whose keys have no entry yet; None for one that could not be translated."""
+    return [
+        Entry(0, version or 0, epoch, read, translation, stamp, State.QUARANTINED if version is None else State.LIVE)
+        for stamp, version in zip(stamps, versions, strict=True)
+    ]
 
 
 def _judge_changed(entry: Entry, seen: Seen, source_version: int) -> Entry | None:

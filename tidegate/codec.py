@@ -20,11 +20,11 @@ import base64
 import hashlib
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import repeat
 from operator import itemgetter
-from typing import Any, ClassVar, Literal, Union, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Union, cast
 
 import msgspec
 from msgspec import field
@@ -71,6 +71,7 @@ _OPERATIONS = {operation.value: operation for operation in Operation}
 _VERSION = re.compile(r"[0-9]{1,19}(?:\.[0-9]{1,19}){4}")
 # What a bigint column holds.
 _MOST_VERSION = 2**63 - 1
+_DOTTED = bytes.maketrans(b",", b".")
 
 
 def encode(event: StreamEvent) -> bytes:
@@ -78,36 +79,44 @@ def encode(event: StreamEvent) -> bytes:
     return _encoder.encode(_envelope(event))
 
 
-class Upsert(msgspec.Struct, frozen=True, gc=False):
-    """What an upsert has for itself among those of one answer; the fields are ChangeEvent's."""
+class Upserts(NamedTuple):
+    """The upserts that one answer of a back office makes: a column for each of ChangeEvent's fields that differ in them.
 
-    key: str
-    version: Version
-    cause: Cause
-    occurred_at: datetime
-    payload: dict[str, Any]
+    `payloads` are JSON objects already; `versions` may be plain tuples of a Version's numbers.
+    """
+
+    keys: Sequence[str]
+    versions: Sequence[tuple[int, int, int, int, int]]
+    causes: Sequence[Cause]
+    occurred_at: Sequence[datetime]
+    payloads: Sequence[bytes]
 
 
-def encode_upserts(entity: str, source: str, observed_at: datetime, upserts: Iterable[Upsert]) -> list[bytes]:
-    """What `encode` makes of each, under the id that `event_id` gives it."""
-    name = f"{_PREFIX}{entity}.{Operation.UPSERT}"
-    found = []
-    for each in upserts:
-        version = encode_version(each.version)
-        envelope = _Envelope(
-            specversion="1.0",
-            id=_event_id(f"{entity}:{each.key}", version, Operation.UPSERT),
-            source=source,
-            type=name,
-            time=each.occurred_at,
-            subject=each.key,
-            tidegateversion=version,
-            tidegatecause=each.cause,
-            tidegateobserved=observed_at,
-            data=each.payload,
+def encode_upserts(entity: str, source: str, observed_at: datetime, upserts: Upserts) -> list[bytes]:
+    """What `encode` makes of each, under the id that `event_id` gives it. Raises ValueError for columns of unequal length."""
+    head = b'{"type":%b,"specversion":"1.0","id":"' % _encoder.encode(f"{_PREFIX}{entity}.{Operation.UPSERT}")
+    from_ = b'","source":%b,"time":' % _encoder.encode(source)
+    observed = b',"tidegateobserved":%b,"data":' % _encoder.encode(observed_at)
+    versions = _version_texts(upserts.versions)
+    ids = _event_ids(entity, upserts.keys, versions, Operation.UPSERT)
+    times, subjects, causes = _texts(upserts.occurred_at), _texts(upserts.keys), _texts(upserts.causes)
+    return [
+        b"".join(
+            (
+                head, identity, from_, time, b',"subject":', subject, b',"tidegateversion":"', version,
+                b'","tidegatecause":', cause, observed, payload, b"}",
+            )
         )
-        found.append(_encoder.encode(envelope))
-    return found
+        for identity, time, subject, version, cause, payload in zip(
+            ids, times, subjects, versions, causes, upserts.payloads, strict=True
+        )
+    ]  # fmt: skip
+
+
+def _texts(values: Iterable[object]) -> list[bytes]:
+    """The JSON of each value."""
+    # JSON has no line feed inside of a text.
+    return _encoder.encode_lines(values).split(b"\n")[:-1]
 
 
 def decode(data: bytes) -> StreamEvent:
@@ -168,16 +177,27 @@ def _check_text(data: bytes) -> None:
 
 def event_id(key: EntityKey, version: Version, operation: Operation) -> str:
     """Stable for one observed state, so that a resent event keeps its id and effects can be told apart."""
-    return _event_id(str(key), encode_version(version), operation)
+    [found] = _event_ids(key.entity, [key.key], _version_texts([version]), operation)
+    return found.decode()
 
 
-def _event_id(key: str, version: str, operation: str) -> str:
-    return hashlib.blake2b(f"{key}\n{version}\n{operation}".encode(), digest_size=16).hexdigest()
+def _event_ids(entity: str, keys: Iterable[str], versions: Iterable[bytes], operation: Operation) -> Iterator[bytes]:
+    begun, end = hashlib.blake2b(f"{entity}:".encode(), digest_size=16), f"\n{operation}".encode()
+    for key, version in zip(keys, versions, strict=True):
+        # A copy is quicker to have than a new one.
+        digest = begun.copy()
+        digest.update(b"%b\n%b%b" % (key.encode(), version, end))
+        yield digest.hexdigest().encode()
 
 
 def encode_version(version: Version) -> str:
-    generation, source_version, epoch, read, translation = version
-    return f"{generation}.{source_version}.{epoch}.{read}.{translation}"
+    [text] = _version_texts([version])
+    return text.decode()
+
+
+def _version_texts(versions: Iterable[tuple[int, int, int, int, int]]) -> list[bytes]:
+    # As JSON a version is a list of its numbers.
+    return _encoder.encode_lines(versions).translate(_DOTTED, b"[]").split(b"\n")[:-1]
 
 
 def decode_version(text: str) -> Version:

@@ -57,7 +57,7 @@ def test_events_survive_the_wire(event: StreamEvent) -> None:
 @given(st.lists(changes, min_size=1, max_size=4))
 def test_upserts_of_one_answer_are_written_as_each_alone(events: list[ChangeEvent]) -> None:
     first = events[0]
-    upserts, expected = [], []
+    expected, rows = [], []
     for event in events:
         assert event.payload is not None
         key = EntityKey(first.key.entity, event.key.key)
@@ -66,7 +66,8 @@ def test_upserts_of_one_answer_are_written_as_each_alone(events: list[ChangeEven
             event, event_id=identity, key=key, source=first.source, observed_at=first.observed_at
         )
         expected.append(codec.encode(alone))
-        upserts.append(codec.Upsert(key.key, event.version, event.cause, event.occurred_at, event.payload))
+        rows.append((key.key, event.version, event.cause, event.occurred_at, msgspec.json.encode(event.payload)))
+    upserts = codec.Upserts(*zip(*rows, strict=True))
     assert codec.encode_upserts(first.key.entity, first.source, first.observed_at, upserts) == expected
 
 
