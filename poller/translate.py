@@ -12,13 +12,14 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from math import isfinite
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from poller.drift import ShapeWatch
 from poller.source import FileRow
-from tidegate.bubble import CsvDrop, RawRow, Source
+from tidegate.bubble import CsvDrop, Fields, RawRow, Source, Translator
 from tidegate.entity import Entity, EntityShape, Kind, describe
 from tidegate.errors import Rejected
 
@@ -26,6 +27,7 @@ _FAULTS = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _BIGINT = 2**63
+_encoder = msgspec.json.Encoder()
 _MOST_KEY_CHARACTERS = 190
 """With the entity's name before it, it is a partition key, and Kinesis takes 256 characters."""
 
@@ -47,9 +49,9 @@ class Reading(NamedTuple):
 
 
 class Translated(msgspec.Struct, frozen=True, gc=False):
-    """`changed_at` is the back office's own time of the change, aware; None when it has none."""
+    """`payload` is the entity as a JSON object; `changed_at` the back office's own time of the change, aware, or None."""
 
-    payload: dict[str, Any]
+    payload: bytes
     source_version: int
     changed_at: datetime | None
 
@@ -104,36 +106,53 @@ def translate(row: RawRow, key: str | None, reading: Reading) -> Translated:
 
 
 def translate_all(
-    rows: Iterable[RawRow], keys: Sequence[str | None], reading: Reading
+    rows: Sequence[RawRow], keys: Sequence[str | None], reading: Reading
 ) -> Sequence[Translated | Rejected]:
     """What `translate` answers or raises for each row."""
-    faults: dict[int, Rejected] = {}
-    entities: list[object] = []
-    for at, (row, key) in enumerate(zip(rows, keys, strict=True)):
-        try:
-            entities.append(_entity(row, key, reading))
-        except Rejected as fault:
-            # Its traceback would hold on to itself.
-            faults[at] = fault.with_traceback(None)
+    faults = _refused(rows, keys, reading)
+    good = [at for at in range(len(rows)) if at not in faults] if faults else range(len(rows))
+    made = _made([rows[at] for at in good], reading.source.translate)
+    if Rejected in set(map(type, made)):
+        faults |= {at: found for at, found in zip(good, made, strict=True) if isinstance(found, Rejected)}
+        made = [found for found in made if not isinstance(found, Rejected)]
     if not faults:
-        return _checked_all(entities, keys, reading)
-    good = [key for at, key in enumerate(keys) if at not in faults]
-    checked = iter(_checked_all(entities, good, reading))
+        return _checked_all(made, keys, reading)
+    checked = iter(_checked_all(made, [key for at, key in enumerate(keys) if at not in faults], reading))
     return [faults.get(at) or next(checked) for at in range(len(keys))]
 
 
-def _entity(row: RawRow, key: str | None, reading: Reading) -> object:
-    """What the translator makes of a row. Raises Rejected."""
-    if isinstance(row, FileRow) and row.fault:
-        raise Rejected("unreadable", row.fault)
-    if reading.watch is not None and reading.watch.judges and (drift := reading.watch.fault(row)):
-        raise Rejected("drift", drift)
-    if key is None:
-        raise Rejected("no_key", f"nothing usable as a key at {'.'.join(reading.key_path)}")
-    try:
-        return reading.source.translate(row)
-    except _FAULTS as error:
-        raise Rejected("untranslatable", f"{type(error).__name__}: {error}") from error
+def _made(rows: Sequence[RawRow], translator: Translator) -> Sequence[object]:
+    """What the translator makes of each row, or the reason why it gave up."""
+    if isinstance(translator, Fields):
+        try:
+            return translator.all(rows)
+        except _FAULTS:
+            # Each alone says which, and why.
+            pass
+    made: list[object] = []
+    for row in rows:
+        try:
+            made.append(translator(row))
+        except _FAULTS as error:
+            made.append(Rejected("untranslatable", f"{type(error).__name__}: {error}"))
+    return made
+
+
+def _refused(rows: Sequence[RawRow], keys: Sequence[str | None], reading: Reading) -> dict[int, Rejected]:
+    """The rows that are not for the translator to see, by their place."""
+    watch = reading.watch
+    judging = watch if watch is not None and watch.judges else None
+    if judging is None and None not in keys and set(map(type, rows)) == {dict}:
+        return {}
+    found: dict[int, Rejected] = {}
+    for at, (row, key) in enumerate(zip(rows, keys, strict=True)):
+        if isinstance(row, FileRow) and row.fault:
+            found[at] = Rejected("unreadable", row.fault)
+        elif judging is not None and (drift := judging.fault(row)):
+            found[at] = Rejected("drift", drift)
+        elif key is None:
+            found[at] = Rejected("no_key", f"nothing usable as a key at {'.'.join(reading.key_path)}")
+    return found
 
 
 def _checked_all(
@@ -150,66 +169,93 @@ def _checked_all(
 def _checked(entities: Sequence[object], keys: Sequence[str | None], reading: Reading) -> list[Translated]:
     """Raises one of _FAULTS when any of them is not as it should be."""
     cls, shape = reading.source.entity, reading.shape
-    for entity in entities:
-        if type(entity) is not cls:
-            raise TypeError(f"the translator made a {type(entity).__name__}, not a {cls.__name__}")
-    payloads: list[dict[str, Any]] = msgspec.to_builtins(entities)
+    for kind in set(map(type, entities)) - {cls}:
+        raise TypeError(f"the translator made a {kind.__name__}, not a {cls.__name__}")
+    for name in _fields_of(cls, Kind.FLOAT):
+        # JSON has no such number, and would say null.
+        _check_finite(list(map(attrgetter(name), entities)), name)
+    text = _encoder.encode_lines(entities)
     # The class does not check its own field types when built by hand; reading it back does.
-    typed = [msgspec.convert(payload, cls) for payload in payloads]
-    for name, kind in _doubtful_fields(cls):
-        values = list(map(attrgetter(name), typed))
-        if not _are_plain(values, kind):
-            _settle(payloads, values, name, kind)
-    for own, key in zip(map(attrgetter(shape.key.name), typed), keys, strict=True):
-        if str(own) != key:
+    by_hand = not isinstance(reading.source.translate, Fields)
+    typed = _decoder(cls).decode_lines(text) if by_hand else cast("Sequence[Entity]", entities)
+    if _settle(typed, cls):
+        text = _encoder.encode_lines(typed)
+    owns = list(map(attrgetter(shape.key.name), typed))
+    for own, key in zip(owns, keys, strict=True):
+        if own != key and str(own) != key:
             raise ValueError(f"the entity's key is {str(own)!r}, but the raw row's is {key!r}")
+    # JSON has no line feed inside of a text.
+    payloads = text.split(b"\n")[:-1]
     if shape.version is None:
         return [Translated(payload, 0, None) for payload in payloads]
     versions = map(attrgetter(shape.version.name), typed)
-    return [_versioned(payload, version) for payload, version in zip(payloads, versions, strict=True)]
+    if shape.version.kind is Kind.INTEGER:
+        return [
+            Translated(payload, max(0, version or 0), None) for payload, version in zip(payloads, versions, strict=True)
+        ]
+    return [_timed(payload, version) for payload, version in zip(payloads, versions, strict=True)]
 
 
-def _versioned(payload: dict[str, Any], version: Any) -> Translated:
-    if isinstance(version, datetime):
-        # Blank dates of old systems lie before 1970; among those the order of observation decides.
-        return Translated(payload, max(0, (version - _EPOCH) // _MICROSECOND), version)
-    return Translated(payload, max(0, version or 0), None)
+def _timed(payload: bytes, version: datetime | None) -> Translated:
+    # Blank dates of old systems lie before 1970; among those the order of observation decides.
+    return Translated(payload, 0 if version is None else max(0, (version - _EPOCH) // _MICROSECOND), version)
 
 
 @lru_cache(maxsize=1024)
-def _doubtful_fields(cls: type[Entity]) -> tuple[tuple[str, Kind], ...]:
-    """The fields whose values may be of the right type and wrong all the same."""
-    kinds = (Kind.TIMESTAMP, Kind.FLOAT, Kind.DECIMAL, Kind.INTEGER)
-    return tuple((field.name, field.kind) for field in describe(cls).fields if field.kind in kinds)
+def _decoder(cls: type[Entity]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(cls)
 
 
-def _are_plain(values: list[Any], kind: Kind) -> bool:
-    """Whether it is quickly told that nothing about them needs a second look."""
-    if None in values or not values:
-        return False
-    match kind:
-        case Kind.TIMESTAMP:
-            return {value.tzinfo for value in values} == {UTC}
-        case Kind.INTEGER:
-            return bool(-_BIGINT <= min(values) <= max(values) < _BIGINT)
-        case Kind.FLOAT:
-            return all(map(isfinite, values))
-    return False
+@lru_cache(maxsize=1024)
+def _fields_of(cls: type[Entity], kind: Kind) -> tuple[str, ...]:
+    return tuple(field.name for field in describe(cls).fields if field.kind is kind)
 
 
-def _settle(payloads: Iterable[dict[str, Any]], values: Iterable[Any], name: str, kind: Kind) -> None:
-    """Look at one field of many entities, and write its times in UTC. Raises ValueError."""
-    for payload, value in zip(payloads, values, strict=True):
-        if value is None:
-            continue
-        if kind is Kind.TIMESTAMP:
-            if value.tzinfo is None:
-                raise ValueError(f"{name} is {value.isoformat()}, a time without a zone")
-            # What is in UTC already was written so.
-            if value.tzinfo is not UTC:
-                payload[name] = msgspec.to_builtins(value.astimezone(UTC))
-        elif kind is Kind.INTEGER:
-            if not -_BIGINT <= value < _BIGINT:
-                raise ValueError(f"{name} is {value}, which no column can hold")
-        elif not (value.is_finite() if kind is Kind.DECIMAL else isfinite(value)):
+def _check_finite(values: Sequence[Any], name: str) -> None:
+    """Raises ValueError. What is no number at all is for the entity's types to tell."""
+    try:
+        if all(map(isfinite, values)):
+            return
+    except TypeError:
+        pass
+    for value in values:
+        if isinstance(value, float) and not isfinite(value):
             raise ValueError(f"{name} is {value}, not a finite number")
+
+
+def _settle(typed: Sequence[Entity], cls: type[Entity]) -> bool:
+    """Look at values that may be of the right type and wrong all the same, and put times in UTC; True if any was not.
+
+    Raises ValueError.
+    """
+    for name in _fields_of(cls, Kind.DECIMAL):
+        for number in _values(typed, name):
+            if not number.is_finite():
+                raise ValueError(f"{name} is {number}, not a finite number")
+    for name in _fields_of(cls, Kind.INTEGER):
+        numbers = _values(typed, name)
+        for number in (min(numbers), max(numbers)) if numbers else ():
+            if not -_BIGINT <= number < _BIGINT:
+                raise ValueError(f"{name} is {number}, which no column can hold")
+    is_changed = False
+    for name in _fields_of(cls, Kind.TIMESTAMP):
+        # What is in UTC already was written so.
+        if {time.tzinfo for time in _values(typed, name)} <= {UTC}:
+            continue
+        is_changed = True
+        for entity in typed:
+            _put_in_utc(entity, name)
+    return is_changed
+
+
+def _values(typed: Sequence[Entity], name: str) -> list[Any]:
+    return [value for value in map(attrgetter(name), typed) if value is not None]
+
+
+def _put_in_utc(entity: Entity, name: str) -> None:
+    time = getattr(entity, name)
+    if time is None:
+        return
+    if time.tzinfo is None:
+        raise ValueError(f"{name} is {time.isoformat()}, a time without a zone")
+    force_setattr(entity, name, time.astimezone(UTC))

@@ -49,17 +49,18 @@ from tidegate.feeds import (
     Rest,
     Rows,
 )
+from tidegate.fields import Fields
 from tidegate.report import Report, check_reports
 
 __all__ = [
     "AfterKey", "ApiKey", "Ask", "Basic", "Bearer", "Bubble", "ByKeyset", "ByRevision", "ByTime", "ByToken",
-    "ClientCredentials", "Csv", "CsvDrop", "Destination", "Env", "Feed", "Get", "Header", "Hours", "LinkHeader",
+    "ClientCredentials", "Csv", "CsvDrop", "Destination", "Env", "Feed", "Fields", "Get", "Header", "Hours", "LinkHeader",
     "NextLink", "Office", "Offset", "OnePage", "PageNumber", "PageToken", "Param", "Parent", "RawRow", "Reread", "Rest",
     "Rows", "Source", "Stated", "Translator", "Viewer", "Webhook", "check", "load",
 ]  # fmt: skip
 
 Translator = Callable[[Any], Entity]
-"""Raw row in, entity out. Raises ValueError, KeyError or TypeError for a row it cannot translate."""
+"""Raw row in, entity out. Raises ValueError, KeyError or TypeError for a row it cannot translate. `Fields` makes one."""
 
 
 Feed = Rest | CsvDrop
