@@ -2,7 +2,8 @@
 
 tidegate   the poller's own source, term, loop and index, unmodified; what it would keep in DynamoDB and S3 is kept in
            memory (a journal for each page is still encoded), and events go to a Kinesis over HTTP
-dlt        its REST source and one pipeline run into a destination that throws everything away
+dlt        its REST source and one pipeline run; either into a destination that puts what comes on the same Kinesis, which is
+           what a team writes that stretches it that far, or into one that throws everything away
 plain      what people write by hand for the same comparison: a dictionary of digests, and a set of the keys seen
 """
 
@@ -14,7 +15,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
 from io import BytesIO
 from typing import Any
@@ -24,6 +25,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bench._office import key_of, row
+from poller.calls import MOST_RECORDS
 from poller.changes import MOST_RECORD_BYTES, Record
 from poller.drift import ShapeWatch
 from poller.index_store import S3IndexStore
@@ -37,12 +39,13 @@ from poller.sweep import Sweep
 from poller.term import Stores, Term
 from poller.translate import Reading
 from tidegate import aws, lifecycle
-from tidegate.bubble import AfterKey, ByRevision, Env, Office, PageNumber, RawRow, Reread, Rest, Source
+from tidegate.bubble import AfterKey, ByRevision, Env, Fields, Office, PageNumber, Reread, Rest, Source
 from tidegate.entity import EVERYONE, Entity, Meta, Reader
 from tidegate.event import Cause
 
 PAGE_ROWS = 1_000
 SWEEP_ROWS = 5_000
+_ACCOUNT = {"AWS_DEFAULT_REGION": "eu-central-1", "AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
 _OFFICE = Office(name="bench", requests_per_s=1e6, concurrency=1)
 
 
@@ -60,23 +63,15 @@ class Parcel(Entity):
     changed_at: datetime
 
 
-def parcel(row: RawRow) -> Parcel:
-    return Parcel(
-        number=row["number"], revision=row["revision"], status=row["status"], sender=row["sender"],
-        recipient=row["recipient"], weight_kg=float(row["weight_kg"]), shipping_cost=float(row["shipping_cost"]),
-        express=row["express"], note=row["note"], changed_at=datetime.fromisoformat(row["changed_at"]),
-    )  # fmt: skip
-
-
 POLLED = Source(
-    name="parcels", entity=Parcel, translate=parcel,
+    name="parcels", entity=Parcel, translate=Fields(Parcel),
     feed=Rest(
         url=Env("OFFICE_URL"), path="/pages", rows="rows", key="number", office=_OFFICE,
         paging=PageNumber(param="page", pages="pages", total="total", size_param="size", size=PAGE_ROWS),
     ),
 )  # fmt: skip
 SWEPT = Source(
-    name="parcels", entity=Parcel, translate=parcel,
+    name="parcels", entity=Parcel, translate=Fields(Parcel),
     feed=Rest(
         url=Env("OFFICE_URL"), path="/rows", rows="rows", key="number", office=_OFFICE,
         paging=AfterKey(param="after", size_param="size", size=SWEEP_ROWS),
@@ -160,13 +155,30 @@ async def _tidegate_poll(office: str, kinesis: str, rows: int) -> float:
 
 
 def tidegate_poll(office: str, kinesis: str, rows: int) -> float:
-    os.environ |= {
-        "AWS_DEFAULT_REGION": "eu-central-1", "AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench",
-    }  # fmt: skip
+    os.environ |= _ACCOUNT
     return asyncio.run(_tidegate_poll(office, kinesis, rows))
 
 
-def dlt_poll(office: str, _: str, rows: int) -> float:
+def dlt_poll(office: str, kinesis: str, rows: int) -> float:
+    """To the same end: acknowledged by Kinesis, by the calls of the AWS SDK for Python with its usual settings."""
+    os.environ |= {"AWS_ENDPOINT_URL_KINESIS": kinesis, **_ACCOUNT}
+    from botocore.session import Session  # noqa: PLC0415  (the other sides need none of it)
+
+    client = Session().create_client("kinesis")
+
+    def put(items: list[dict[str, Any]]) -> None:
+        entries = [{"PartitionKey": each["number"], "Data": msgspec.json.encode(each)} for each in items]
+        assert client.put_records(StreamName="stream", Records=entries)["FailedRecordCount"] == 0
+
+    return _dlt(office, rows, MOST_RECORDS, put)
+
+
+def dlt_nowhere(office: str, _: str, rows: int) -> float:
+    """To a destination that throws everything away."""
+    return _dlt(office, rows, 10_000, lambda items: None)
+
+
+def _dlt(office: str, rows: int, together: int, put: Callable[[list[dict[str, Any]]], None]) -> float:
     os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "RUNTIME__LOG_LEVEL": "CRITICAL"}
     import dlt  # noqa: PLC0415  (the other sides need none of it)
     from dlt.sources.rest_api import rest_api_source  # noqa: PLC0415
@@ -174,10 +186,12 @@ def dlt_poll(office: str, _: str, rows: int) -> float:
     logging.disable(logging.CRITICAL)
     counted = 0
 
-    @dlt.destination(batch_size=10_000, loader_file_format="typed-jsonl", name="nowhere")
-    def nowhere(items: Any, table: Any) -> None:
+    @dlt.destination(batch_size=together, loader_file_format="typed-jsonl", name="bench")
+    def take(items: Any, table: Any) -> None:
         nonlocal counted
-        counted += len(items) if table["name"] == "pages" else 0
+        if table["name"] == "pages":
+            counted += len(items)
+            put(items)
 
     source = rest_api_source(
         {
@@ -202,7 +216,7 @@ def dlt_poll(office: str, _: str, rows: int) -> float:
         }
     )
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = dlt.pipeline("bench", destination=nowhere, dataset_name="bench", pipelines_dir=folder)
+        pipeline = dlt.pipeline("bench", destination=take, dataset_name="bench", pipelines_dir=folder)
         started = time.perf_counter()
         pipeline.run(source)
         taken_s = time.perf_counter() - started
