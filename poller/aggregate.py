@@ -13,6 +13,7 @@ it to a shard. So all user records of one aggregate must belong to one shard; `A
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import md5
 
 _MAGIC = b"\xf3\x89\x9a\xc2"
@@ -23,10 +24,19 @@ _KEY, _RECORD, _INDEX, _DATA = b"\x0a", b"\x1a", b"\x08", b"\x1a"
 
 def hash_of(partition_key: bytes) -> bytes:
     """Where Kinesis puts a partition key, of its UTF-8 bytes: 128 bits, big-endian, so that they compare as numbers do."""
-    # A copy is quicker to have than a new one.
-    digest = _NO_KEY.copy()
-    digest.update(partition_key)
-    return digest.digest()
+    [found] = hashes_of([partition_key])
+    return found
+
+
+def hashes_of(partition_keys: Iterable[bytes]) -> list[bytes]:
+    """Where Kinesis puts each."""
+    found = []
+    for key in partition_keys:
+        # A copy is quicker to have than a new one.
+        digest = _NO_KEY.copy()
+        digest.update(key)
+        found.append(digest.digest())
+    return found
 
 
 def varint(number: int) -> bytes:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from msgspec import Struct
 
-from poller.aggregate import Aggregate, hash_of, most_added
+from poller.aggregate import Aggregate, hash_of, hashes_of, most_added
 from poller.changes import Record
 from poller.settings import PublishSettings
 from tidegate.aws.puts import PutEntry
@@ -80,7 +81,7 @@ def puts(records: Iterable[Record], shards: ShardMap, settings: PublishSettings)
     keys = [record.partition_key.encode() for record in plain]
     return [
         Put(PutEntry(record.partition_key, record.data), home, len(key) + len(record.data))
-        for record, key, home in zip(plain, keys, shards.homes(map(hash_of, keys)), strict=True)
+        for record, key, home in zip(plain, keys, shards.homes(hashes_of(keys)), strict=True)
     ]
 
 
@@ -125,16 +126,22 @@ def _aggregated(records: Iterable[Record], shards: ShardMap, most_bytes: int) ->
 
 def calls(entries: Iterable[Put], settings: PublishSettings) -> Iterator[list[Put]]:
     """Entries in their order, cut where a call would have too many records or bytes, or too much for one shard."""
+    following = iter(entries)
+    while call := list(islice(following, MOST_RECORDS)):
+        total = sum([put.size_bytes for put in call])
+        if total <= settings.call_bytes and total <= settings.shard_bytes_per_s:
+            yield call
+        else:
+            yield from _cut(call, settings)
+
+
+def _cut(entries: Iterable[Put], settings: PublishSettings) -> Iterator[list[Put]]:
     call: list[Put] = []
     size_bytes = 0
     shares: dict[str, int] = {}
     for put in entries:
         share = shares.get(put.home, 0) + put.size_bytes
-        is_full = (
-            len(call) == MOST_RECORDS
-            or size_bytes + put.size_bytes > settings.call_bytes
-            or share > settings.shard_bytes_per_s
-        )
+        is_full = size_bytes + put.size_bytes > settings.call_bytes or share > settings.shard_bytes_per_s
         if call and is_full:
             yield call
             call, size_bytes, shares = [], 0, {}

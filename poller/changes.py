@@ -132,7 +132,7 @@ class Changes:
         self.counts["rows"] += len(rows)
         self.counts["unchanged"] += len(rows) - new
         if new:
-            befores = list(map(self._before, compress(names, is_new), compress(numbers, is_new)))
+            befores = self._befores(list(compress(names, is_new)), list(compress(numbers, is_new)))
             shown = [list(compress(column, is_new)) for column in (rows, keys, names, stamps)]
             self._change(_Rows._make([*shown, befores]), sight)
 
@@ -178,9 +178,15 @@ class Changes:
                     known[at] = is_known(entries[name], stamps[at], translation)
         return known
 
-    def _before(self, name: str, number: int) -> Entry | None:
-        known = self.entries.get(name)
-        return known if known is not None or number < 0 else self._index.entry(number)
+    def _befores(self, names: Sequence[str], numbers: Sequence[int]) -> list[Entry | None]:
+        """What is known under these names, by what this step has made of them and by the index."""
+        if not self.entries and max(numbers) < 0:
+            return [None] * len(names)
+        mine, index = self.entries, self._index
+        return [
+            mine.get(name) or (index.entry(number) if number >= 0 else None)
+            for name, number in zip(names, numbers, strict=True)
+        ]
 
     def _change(self, rows: _Rows, sight: Sight) -> None:
         translated = translate_all(rows.raws, rows.keys, self._reading)

@@ -7,6 +7,7 @@ A path is names joined by dots; a name with `[]` after it is a list, and the pat
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 from poller.translate import dig
 from tidegate.feeds import RawRow
@@ -57,6 +58,8 @@ def as_rows(found: Sequence[object], names: object = None) -> tuple[RawRow, ...]
     Raises Odd when the names are no list.
     """
     if names is None:
+        if set(map(type, found)) == {dict}:
+            return tuple(cast("Sequence[RawRow]", found))
         return tuple(row if isinstance(row, dict) else {"row": row} for row in found)
     if not isinstance(names, list):
         raise Odd("no list of column names")

@@ -7,11 +7,11 @@ at once; when that finds a fault, they are checked one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from math import isfinite
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -63,11 +63,14 @@ def dig(value: object, path: tuple[str, ...]) -> object:
     return value
 
 
-def column(rows: Iterable[RawRow], path: tuple[str, ...]) -> list[Any]:
+def column(rows: Sequence[RawRow], path: tuple[str, ...]) -> list[Any]:
     """The value at a dotted path in each row; None where it is not there."""
     if len(path) == 1:
         [name] = path
-        return [row.get(name) for row in rows]
+        try:
+            return list(map(itemgetter(name), rows))
+        except KeyError:
+            return [row.get(name) for row in rows]
     return [dig(row, path) for row in rows]
 
 
@@ -76,7 +79,7 @@ def raw_key(row: RawRow, path: tuple[str, ...]) -> str | None:
     return _key_text(dig(row, path))
 
 
-def raw_keys(rows: Iterable[RawRow], path: tuple[str, ...]) -> Sequence[str | None]:
+def raw_keys(rows: Sequence[RawRow], path: tuple[str, ...]) -> Sequence[str | None]:
     """As `raw_key`, of each row."""
     values = column(rows, path)
     if set(map(type, values)) == {str}:
