@@ -305,6 +305,12 @@ def _check_sources(bubble: Bubble) -> None:
                 "has one version domain; split it into two entities, one for each source"
             )
         fed[source.entity] = source.name
+        translate = source.translate
+        if isinstance(translate, Fields) and translate.entity is not source.entity:
+            raise BubbleError(
+                f"source {source.name!r}: Fields({translate.entity.__name__}) does not make its entity; "
+                f"write translate=Fields({source.entity.__name__})"
+            )
         _check_numbers(source)
         if isinstance(source.feed, Rest):
             _check_rest(source.name, source.feed)

@@ -15,6 +15,7 @@ from tidegate.bubble import (
     ByRevision,
     ByTime,
     Env,
+    Fields,
     Header,
     Office,
     PageNumber,
@@ -94,6 +95,10 @@ def test_the_environment_is_named_once_and_secrets_are_marked() -> None:
         (
             Bubble(name="b", entities=(Thing,), sources=(rest_source(translation=0),)),
             r"translation is 0; it starts at 1",
+        ),
+        (
+            Bubble(name="b", entities=(Thing,), sources=(rest_source(translate=Fields(OtherThing)),)),
+            r"source 'things': Fields\(OtherThing\) does not make its entity; write translate=Fields\(Thing\)",
         ),
     ],
 )
