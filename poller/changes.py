@@ -113,7 +113,7 @@ class Changes:
         self._index = index
         self._reading = reading
         self._most_record_bytes = most_record_bytes
-        self._numbered_at = 0
+        self._rows_before = index.rows
 
     def see(self, rows: Sequence[RawRow], sight: Sight) -> None:
         """Judge the rows of one answer."""
@@ -127,7 +127,6 @@ class Changes:
         numbers = self._index.numbers(names)
         is_new = [not known for known in self._known(names, numbers, stamps)]
         self.seen.update(zip(names, numbers, strict=True))
-        self._numbered_at = self._index.rows
         new = sum(is_new)
         self.counts["rows"] += len(rows)
         self.counts["unchanged"] += len(rows) - new
@@ -160,7 +159,7 @@ class Changes:
     def apply(self) -> None:
         """Everything was published: the index is to know it."""
         # Numbers stay; that a key has none is true for as long as no row came to the index.
-        known = self.seen if self._index.rows == self._numbered_at else {}
+        known = self.seen if self._index.rows == self._rows_before else {}
         numbers = self._index.apply(self.entries, known)
         self.seen.update((key, row) for key, row in zip(self.entries, numbers, strict=True) if key in self.seen)
 

@@ -100,7 +100,7 @@ class Index:
         return row >= 0 and self._kinds[self._kind_of[row]].state != State.GONE
 
     def apply(self, changes: Mapping[str, Entry], known: Mapping[str, int] | None = None) -> list[int]:
-        """Answers the keys' numbers, in their order. `known` are numbers of any keys, as they are now; -1 for none."""
+        """Answers the keys' numbers, in their order. `known` are what `numbers` says now of any keys."""
         names = list(map(_encoded, changes))
         numbers, coming = self._numbers_of(changes, names, known or {}), self.rows
         if numbers.count(-1) == len(numbers):
@@ -120,8 +120,8 @@ class Index:
         return numbers
 
     def _numbers_of(self, keys: Iterable[str], names: Iterable[bytes], known: Mapping[str, int]) -> list[int]:
-        """As `_find`, where the number is not known already."""
-        numbers = list(map(known.get, keys)) if known else []
+        """As `_find`, where the number is not known already. A dropped row has one, which is not told."""
+        numbers = list(map(known.get, keys)) if known and not self.has_dropped else []
         return cast("list[int]", numbers) if numbers and None not in numbers else self._find(names)
 
     def drop(self, keys: Iterable[str]) -> None:

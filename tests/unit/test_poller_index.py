@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Mapping
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -13,6 +13,7 @@ from poller.index import SEGMENT_ROWS, Index, Roll
 from poller.snapshot import Entry, State, is_known
 
 KEYS = st.one_of(st.sampled_from([f"K{number}" for number in range(40)]), st.text(min_size=1, max_size=12))
+_ENTRY = Entry(0, 1, 2, 3, 1, b"12345678")
 
 
 @st.composite
@@ -42,10 +43,11 @@ def assert_same(index: Index, model: Mapping[str, Entry]) -> None:
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.lists(st.tuples(KEYS, st.one_of(entries(), st.just("drop"), st.just("doubt"))), max_size=60))
-def test_it_is_a_dictionary(steps: list[tuple[str, Entry | str]]) -> None:
+@example([("K1", _ENTRY, False), ("K1", "drop", False), ("K1", _ENTRY, True)])
+@given(st.lists(st.tuples(KEYS, st.one_of(entries(), st.just("drop"), st.just("doubt")), st.booleans()), max_size=60))
+def test_it_is_a_dictionary(steps: list[tuple[str, Entry | str, bool]]) -> None:
     index, model = Index(), dict[str, Entry]()
-    for key, step in steps:
+    for key, step, is_told in steps:
         if step == "drop":
             index.drop([key, "nobody"])
             model.pop(key, None)
@@ -53,8 +55,11 @@ def test_it_is_a_dictionary(steps: list[tuple[str, Entry | str]]) -> None:
             index.doubt()
             model = {name: replace(entry, unsure=True) for name, entry in model.items()}
         elif isinstance(step, Entry):
-            index.apply({key: step})
-            model[key] = step
+            changes = {key: step, "K0": step}
+            told = dict(zip(changes, index.numbers(changes), strict=True)) if is_told else None
+            numbers = index.apply(changes, told)
+            assert numbers == index.numbers(changes)
+            model |= changes
         known = model.get(key)
         assert index.get(key) == known
         numbers = index.numbers([key, key])
