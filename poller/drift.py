@@ -113,7 +113,7 @@ class ShapeWatch:
         if len(forms := set(map(tuple, rows))) != 1:
             return not forms
         [names] = forms
-        for name, values in zip(names, zip(*map(dict.values, map(dict, rows)), strict=True), strict=True):
+        for name, values in zip(names, zip(*[row.values() for row in rows], strict=True), strict=True):
             kinds = set(map(_KINDS.get, set(map(type, values))))
             if not kinds.issubset((*self.shape.fields.get(name, ()), _NULL)):
                 return False
