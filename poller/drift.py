@@ -94,10 +94,10 @@ class ShapeWatch:
         readable = (row for row in rows if not (isinstance(row, FileRow) and row.fault))
         for row in islice(readable, max(0, LEARN_ROWS - self.shape.rows)):
             self._learn(row)
-        learned = list(readable)
-        if self._has_only_known(learned):
+        others = list(readable)
+        if self._has_only_known(others):
             return found
-        for form, row in {_form(row, _DEPTH): row for row in learned}.items():
+        for form, row in {_form(row, _DEPTH): row for row in others}.items():
             for drift in self._drifts(form, row):
                 if drift not in self._told:
                     self._told.add(drift)
