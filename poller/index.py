@@ -76,7 +76,7 @@ class Index:
 
     def numbers(self, keys: Iterable[str]) -> list[int]:
         """Each key's number, for as long as this index lives; -1 for one that is not known."""
-        rows = self._find(map(_encoded, keys))
+        rows = self._find(_encoded(keys))
         if self.has_dropped:
             kinds, kind_of = self._kinds, self._kind_of
             rows = [row if row >= 0 and kinds[kind_of[row]].state != _DEAD else -1 for row in rows]
@@ -101,7 +101,7 @@ class Index:
 
     def apply(self, changes: Mapping[str, Entry], known: Mapping[str, int] | None = None) -> list[int]:
         """Answers the keys' numbers, in their order. `known` are what `numbers` says now of any keys."""
-        names = list(map(_encoded, changes))
+        names = _encoded(changes)
         numbers, coming = self._numbers_of(changes, names, known or {}), self.rows
         if numbers.count(-1) == len(numbers):
             self._append(names, list(changes.values()))
@@ -126,7 +126,7 @@ class Index:
 
     def drop(self, keys: Iterable[str]) -> None:
         dead = self._kind_number(_Kind(0, 0, 0, _DEAD, False))
-        for row in self._find(map(_encoded, keys)):
+        for row in self._find(_encoded(keys)):
             if row >= 0:
                 self._rekind(row, dead)
 
@@ -382,8 +382,12 @@ class Roll:
         return bytes(self._called[:rows]).ljust(rows, b"\0")
 
 
-def _encoded(key: str) -> bytes:
-    return key.encode("utf-8", _SURROGATES)
+def _encoded(keys: Iterable[str]) -> list[bytes]:
+    texts = list(keys)
+    try:
+        return list(map(str.encode, texts))
+    except UnicodeEncodeError:
+        return [text.encode("utf-8", _SURROGATES) for text in texts]
 
 
 _kind: Callable[[Entry], tuple[int, int, int, int, bool]] = attrgetter(
