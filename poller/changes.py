@@ -161,7 +161,10 @@ class Changes:
         # Numbers stay; that a key has none is true for as long as no row came to the index.
         known = self.seen if self._index.rows == self._rows_before else {}
         numbers = self._index.apply(self.entries, known)
-        self.seen.update((key, row) for key, row in zip(self.entries, numbers, strict=True) if key in self.seen)
+        numbered = zip(self.entries, numbers, strict=True)
+        # What was buried was not seen.
+        buried = self.counts[Operation.DELETE]
+        self.seen.update(((key, row) for key, row in numbered if key in self.seen) if buried else numbered)
 
     def labels(self) -> Counter[str]:
         """How many records there are of each label."""
@@ -191,6 +194,9 @@ class Changes:
         translated = translate_all(rows.raws, rows.keys, self._reading)
         entries = self._judged(rows, translated, sight)
         self.doubted.difference_update(rows.names)
+        if all(entries) and set(map(type, translated)) == {Translated}:
+            self._publish(rows, cast("Sequence[Entry]", entries), cast("Sequence[Translated]", translated), sight)
+            return
         for at, (entry, found) in enumerate(zip(entries, translated, strict=True)):
             if entry is None:
                 self.doubted.add(rows.names[at])
@@ -211,7 +217,7 @@ class Changes:
             None if isinstance(found, Rejected) else found.source_version if stated is None else stated
             for found in translated
         ]
-        if rows.befores.count(None) == len(rows.befores):
+        if not any(rows.befores):
             return first_entries(rows.stamps, versions, sight.epoch, sight.read, source.translation)
         return [
             judge(before, Seen(stamp, version, sight.epoch, sight.read, source.translation, sight.keyed))
@@ -220,7 +226,9 @@ class Changes:
 
     def _publish(self, rows: _Rows, entries: Sequence[Entry], found: Sequence[Translated], sight: Sight) -> None:
         entity = self._reading.shape.name
-        causes = [_cause(sight, before, entry) for before, entry in zip(rows.befores, entries, strict=True)]
+        causes = [sight.cause] * len(entries)
+        if any(rows.befores):
+            causes = [_cause(sight, before, entry) for before, entry in zip(rows.befores, entries, strict=True)]
         upserts = codec.Upserts(
             rows.names,
             versions(entries),

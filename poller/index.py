@@ -28,8 +28,8 @@ from poller.snapshot import Entry, State
 SEGMENT_ROWS = 16_384
 _TABLES = 256
 _FIRST_PLACES = 16
-_QUADRUPLED_TO = 4_096
-"""Places up to which a table grows by four: together they are a few megabytes, and are filled anew half as often."""
+_SMALL_PLACES = 1_024
+"""Places up to which a table grows by eight: together they are a megabyte, and are filled anew less often."""
 _DEAD = -1
 _SURROGATES = "surrogatepass"
 
@@ -222,7 +222,7 @@ class Index:
         if heap.isascii():
             # A byte is a character, and a part of a text is quicker to have.
             text = heap.decode()
-            return (text[begin - first : end - first] for begin, end in pairwise(bounds))
+            return iter([text[begin - first : end - first] for begin, end in pairwise(bounds)])
         return (heap[begin - first : end - first].decode("utf-8", _SURROGATES) for begin, end in pairwise(bounds))
 
     def _entries(self, start: int, end: int) -> list[Entry | None]:
@@ -306,7 +306,7 @@ class Index:
 
     def _grow(self, which: int) -> None:
         old, heap, bounds = self._tables[which], self._heap, self._bounds
-        grown = array("I", bytes(4 * len(old) * (4 if len(old) < _QUADRUPLED_TO else 2)))
+        grown = array("I", bytes(4 * len(old) * (8 if len(old) < _SMALL_PLACES else 2)))
         mask = len(grown) - 1
         for after in old:
             if after:

@@ -113,8 +113,8 @@ def translate_all(
 ) -> Sequence[Translated | Rejected]:
     """What `translate` answers or raises for each row."""
     faults = _refused(rows, keys, reading)
-    good = [at for at in range(len(rows)) if at not in faults] if faults else range(len(rows))
-    made = _made([rows[at] for at in good], reading.source.translate)
+    good = [at for at in range(len(rows)) if at not in faults]
+    made = _made([rows[at] for at in good] if faults else rows, reading.source.translate)
     if Rejected in set(map(type, made)):
         faults |= {at: found for at, found in zip(good, made, strict=True) if isinstance(found, Rejected)}
         made = [found for found in made if not isinstance(found, Rejected)]
