@@ -18,15 +18,15 @@ class Record(Struct, frozen=True, gc=False, rename="pascal"):
     """One record as Kinesis sends it, or one user record out of an aggregate, which then has a `sub`.
 
     The sequence number stays the text that it came as: few records are ever asked for their position, and 56 digits
-    take time. `arrival` is when Kinesis accepted it, in epoch seconds. The garbage collector does not track records
-    (`gc=False`): they hold no containers, and pages have thousands of them.
+    take time. The partition key is left out: events say themselves what they are of. `arrival` is when Kinesis accepted
+    it, in epoch seconds. The garbage collector does not track records (`gc=False`): they hold no containers, and pages
+    have thousands of them.
     """
 
     sequence_number: str
     data: bytes
     # Kinesis itself knows no such thing.
     sub: int = 0
-    partition_key: str = ""
     arrival: float = field(name="ApproximateArrivalTimestamp", default=0.0)
 
     @property

@@ -202,4 +202,4 @@ def _split(record: Record, hash_range: HashRange | None) -> list[Record]:
         # Aggregated before a reshard: it belongs to a sister, but only here will anybody see it.
         telemetry.RECORDS_OUTSIDE.inc(sum([not first <= each.hash_key <= last for each in inner]))
     number, arrival = record.sequence_number, record.arrival
-    return [Record(number, each.data, sub, each.partition_key, arrival) for sub, each in enumerate(inner)]
+    return [Record(number, each.data, sub, arrival) for sub, each in enumerate(inner)]
