@@ -316,6 +316,8 @@ class _Quarantine(msgspec.Struct, gc=False, tag_field="type", tag=_QUARANTINE):
 
 
 _versions = msgspec.json.Decoder(list[Version])
+_BETWEEN = "],["
+_DOTS_TO_COMMAS = bytes.maketrans(b".", b",")
 _first, _last = itemgetter(0), itemgetter(-1)
 _BRACES = ({ord("{")}, {ord("}")})
 
@@ -406,12 +408,12 @@ def _settle_versions(changes: Sequence[TypedChange]) -> bool:
     if not changes:
         return True
     # The type says Version; until here each is the text that stood on the wire.
-    joined = ",".join(cast("list[str]", [change.version for change in changes])).encode()
-    # Nothing but digits and dots between the commas, so what JSON reads is one list of numbers for each text.
-    if joined.translate(None, b"0123456789.") != b"," * (len(changes) - 1):
+    joined = _BETWEEN.join(cast("list[str]", [change.version for change in changes])).encode()
+    # Nothing but digits and dots between the joints, so what JSON reads is one list of numbers for each text.
+    if joined.translate(None, b"0123456789.") != _BETWEEN.encode() * (len(changes) - 1):
         return False
     try:
-        numbers = _versions.decode(b"[[%b]]" % joined.replace(b",", b"],[").replace(b".", b","))
+        numbers = _versions.decode(b"[[%b]]" % joined.translate(_DOTS_TO_COMMAS))
     except msgspec.DecodeError:
         return False
     deque(map(force_setattr, changes, repeat("version"), numbers), maxlen=0)

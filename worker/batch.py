@@ -214,9 +214,10 @@ class BatchBuilder:
         room = min(_AT_ONCE, self._limits.max_records - len(self._items))
         part = records[start : start + max(1, room)]
         room_bytes = self._limits.max_bytes - self._size_bytes
-        sizes = list(map(len, [record.data for record in part]))
-        if sum(sizes) < room_bytes:
-            return part, sum(sizes)
+        payloads = [record.data for record in part]
+        if (size_bytes := sum(map(len, payloads))) < room_bytes:
+            return part, size_bytes
+        sizes = list(map(len, payloads))
         count = bisect_left(list(accumulate(sizes)), room_bytes) + 1
         return part[:count], sum(sizes[:count])
 

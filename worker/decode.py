@@ -12,7 +12,7 @@ be. So a bad record stands alone, and what a record becomes does not depend on i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from operator import attrgetter
 from typing import Any
@@ -60,7 +60,7 @@ class Decoder:
         events = self._typed.decode(payloads)
         if events is None:
             return None
-        changes = [event for event in events if event is not None]
+        changes = list(filter(None, events))
         if not self._are_plain(changes, max(map(len, payloads))):
             return None
         if len(changes) == len(records):
@@ -69,7 +69,7 @@ class Decoder:
         return [self._carefully(record) if event is None else Change(record, event) for record, event in pairs]
 
     def _are_plain(self, changes: Sequence[TypedChange], longest_bytes: int) -> bool:
-        kinds = {type(change) for change in changes}
+        kinds: set[type[TypedChange]] = set(map(type, changes))
         for kind in kinds:
             alike = changes if len(kinds) == 1 else [change for change in changes if type(change) is kind]
             if not self._judges[kind.shape.name].are_plain(alike, longest_bytes):
@@ -153,15 +153,17 @@ class _Judge:
     def __init__(self, cls: type[Entity]) -> None:
         self._shape = shape = describe(cls)
         self._key_of = attrgetter(shape.key.name)
-        self._times = [attrgetter(field.name) for field in shape.fields if field.kind is Kind.TIMESTAMP]
-        self._decimals = [attrgetter(field.name) for field in shape.fields if field.kind is Kind.DECIMAL]
+        self._times = [_Column(field) for field in shape.fields if field.kind is Kind.TIMESTAMP]
+        self._decimals = [_Column(field) for field in shape.fields if field.kind is Kind.DECIMAL]
         alone = msgspec.defstruct(f"{cls.__name__}Alone", [("data", tolerant(cls))])
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(alone)
 
     def are_plain(self, changes: Sequence[TypedChange], longest_bytes: int) -> bool:
         """Whether nothing about the changes, which are all of one kind, needs a closer look."""
-        zones = {change.occurred_at.tzinfo for change in changes} | {change.observed_at.tzinfo for change in changes}
-        if zones != {UTC}:
+        if not (
+            _are_utc([change.occurred_at.tzinfo for change in changes])
+            and _are_utc([change.observed_at.tzinfo for change in changes])
+        ):
             return False
         entities = [change.data for change in changes if change.data is not None]
         keys = list(map(self._key_of, entities))
@@ -170,8 +172,8 @@ class _Judge:
             return all(_is_key(self._shape.key, subject) for subject in subjects)
         return (
             (keys if self._shape.key.kind is Kind.TEXT else list(map(str, keys))) == subjects
-            and all({time.tzinfo for time in _stated(entities, of)} <= {UTC} for of in self._times)
-            and all(_are_plain_decimals(_stated(entities, of), longest_bytes) for of in self._decimals)
+            and all(_are_utc([time.tzinfo for time in column.stated(entities)]) for column in self._times)
+            and all(_are_plain_decimals(column.stated(entities), longest_bytes) for column in self._decimals)
         )
 
     def judged(self, event: ChangeEvent, record: bytes) -> Entity | None:
@@ -193,9 +195,22 @@ class _Judge:
         return entity
 
 
-def _stated(entities: Sequence[Entity], of: attrgetter[Any]) -> list[Any]:
-    """One field's values, as far as there are any."""
-    return [value for value in map(of, entities) if value is not None]
+class _Column:
+    """One field of many entities."""
+
+    def __init__(self, field: Field) -> None:
+        self._of = attrgetter(field.name)
+        self._is_nullable = field.nullable
+
+    def stated(self, entities: Sequence[Entity]) -> list[Any]:
+        """The values, as far as there are any."""
+        values = list(map(self._of, entities))
+        return [value for value in values if value is not None] if self._is_nullable else values
+
+
+def _are_utc(zones: list[tzinfo | None]) -> bool:
+    # Counting asks each whether it is that very object, which is quicker than a set's hashes.
+    return zones.count(UTC) == len(zones)
 
 
 def _are_plain_decimals(values: Sequence[Decimal], longest_bytes: int) -> bool:
@@ -204,7 +219,7 @@ def _are_plain_decimals(values: Sequence[Decimal], longest_bytes: int) -> bool:
         return True
     if longest_bytes > _PLAIN_BYTES:
         return not any(map(_fault, values))
-    exponents = list(map(Decimal.adjusted, values))
+    exponents = set(map(Decimal.adjusted, values))
     in_reach = min(exponents) > -_PLAIN_EXPONENT and max(exponents) < _PLAIN_EXPONENT
     return in_reach and all(map(Decimal.is_finite, values))
 
