@@ -55,8 +55,8 @@ def upsert(source: str) -> str:
 
 
 def _unnest(cast: str) -> str:
-    arrays = ", ".join(f"${number}{cast}::{kind}[]" for number, kind in enumerate(_TYPES, 1))
-    return upsert(f"SELECT * FROM unnest({arrays})")
+    arrays = (f"unnest(${number}{cast}::{kind}[])" for number, kind in enumerate(_TYPES, 1))
+    return upsert(f"SELECT {', '.join(arrays)}")
 
 
 _UNNEST, _UNNEST_TEXT, _MERGE = _unnest(""), _unnest("::text"), upsert("SELECT * FROM arrived")

@@ -93,8 +93,9 @@ def _upsert(shape: EntityShape) -> str:
         )
     ]
     return (
+        # Beside each other in the select list the arrays give row after row; in FROM, each would be put by as a whole first.
         f'INSERT INTO "{shape.table}" AS stored ({_list(columns)})\n'
-        f"SELECT * FROM unnest({_arrays(types)})\n"
+        f"SELECT {', '.join(f'unnest({each})' for each in _arrays(types))}\n"
         f'ON CONFLICT ("{shape.key.name}") DO UPDATE SET {", ".join([*moved, *kept])}\n'
         f"WHERE {_row('stored', VERSION_COLUMNS)} < {_row('excluded', VERSION_COLUMNS)}"
     )
@@ -132,12 +133,13 @@ def _same(shape: EntityShape) -> str:
 
 def _given(shape: EntityShape) -> tuple[list[str], str]:
     """The columns and the arrays of `EntityStatements.versions`."""
-    return [shape.key.name, *VERSION_COLUMNS], _arrays([_TYPES[shape.key.kind]] + ["bigint"] * len(VERSION_COLUMNS))
+    arrays = _arrays([_TYPES[shape.key.kind]] + ["bigint"] * len(VERSION_COLUMNS))
+    return [shape.key.name, *VERSION_COLUMNS], ", ".join(arrays)
 
 
-def _arrays(types: Sequence[str]) -> str:
+def _arrays(types: Sequence[str]) -> list[str]:
     """The arguments from $1 on as arrays of these types. They travel as text, or the driver would write them one by one."""
-    return ", ".join(f"${number}::text::{kind}[]" for number, kind in enumerate(types, 1))
+    return [f"${number}::text::{kind}[]" for number, kind in enumerate(types, 1)]
 
 
 def version_text(version: Version) -> str:
