@@ -23,7 +23,7 @@ from worker import parking, statements
 from worker.batch import Batch, Change, DeadLetter, Position, coalesce, newest_marks
 from worker.counting import Counting
 from worker.decode import rejected
-from worker.fence import Done, Fence
+from worker.fence import Done, Fence, Passed
 from worker.ports import Decode, DrainStep, ShardState, WriteResult
 from worker.replays import Replays
 from worker.routes import NO_ROUTES, Routes
@@ -67,6 +67,8 @@ class AuroraSink:
         self._queued = queued
         self._fence = Fence(stream)
         self._replays = Replays(database, stream, self._statements)
+        # Whether there were open dead letters when it was looked last.
+        self._had_open = False
 
     async def check(self) -> None:
         """Raises Fatal when a table is missing or has other columns than this bubble, Transient when nobody answers."""
@@ -155,30 +157,44 @@ class AuroraSink:
         self._replays.end(shard_id)
 
     async def _write(self, batch: Batch, counter: int, *, careful: bool) -> WriteResult:
+        counting = None if careful else self._counting(batch)
         async with self._database.transaction(f"write a batch of {batch.shard_id}") as connection:
             done = await self._fence.done(connection, batch, counter)
             if done is None:
                 passed = await self._fence.enter(connection, batch, counter)
-                done = await self._project(connection, batch, has_open=passed.has_open, careful=careful)
+                self._had_open = passed.has_open
+                done = await self._project(connection, batch, passed, counting, careful=careful)
                 self._fence.expect(batch, passed, done)
         self._fence.forget(batch.shard_id)
         if done.queued:
             self._queued(done.queued)
         return done.result
 
-    async def _project(self, connection: Connection, batch: Batch, *, has_open: bool, careful: bool) -> Done:
+    def _counting(self, batch: Batch) -> Counting | None:
+        """What writes the rows if nobody asks which became what; None when somebody does, or probably will."""
+        if self._had_open or batch.dead:
+            return None
+        if _wanted(batch.changes, self._routes) or parking.repeated(batch.changes, self._strict):
+            return None
+        counting = Counting(self._statements, batch.changes)
+        batch.let_go()
+        return counting
+
+    async def _project(
+        self, connection: Connection, batch: Batch, passed: Passed, counting: Counting | None, *, careful: bool
+    ) -> Done:
         """All that the transaction does behind the fence."""
-        has_open = has_open or bool(batch.dead)
+        has_open = passed.has_open or bool(batch.dead)
         holding, others = parking.sifted(batch.dead, self._strict)
         # What they hold up the table tells: an old one, or one that a person closed, holds up nothing.
         await self._bury(connection, self._stream, batch.shard_id, holding)
-        changes, waiting = await self._in_order(connection, batch.changes, has_open=has_open)
         projection = _Projection(connection, self._statements, self._routes, careful=careful)
-        whole = parking.repeated(changes, self._strict)
-        if careful or has_open or whole or projection.wanted(changes):
-            result = await projection.write(changes, whole)
+        waiting: Sequence[Change] = ()
+        if counting is None or has_open:
+            changes, waiting = await self._in_order(connection, batch.changes, has_open=has_open)
+            result = await projection.write(changes, parking.repeated(changes, self._strict))
         else:
-            result = await Counting(connection, self._statements).write(changes)
+            result = await counting.write(connection)
         if marks := newest_marks(batch.marks):
             as_of = [mark.as_of for mark in marks.values()]
             await connection.execute(statements.MARKS, self._stream, batch.shard_id, list(marks), as_of)
@@ -278,7 +294,7 @@ class _Projection:
         waiting = list(changes)
         while waiting:
             before = len(self.refused), len(self.waiting)
-            newest = coalesce(waiting, whole | self.wanted(waiting))
+            newest = coalesce(waiting, whole | _wanted(waiting, self._routes))
             for entity, layers in newest.kept.items():
                 await self._write_layers(self._statements[entity], layers)
             failed = {EntityKey(letter.entity or "", letter.key or "") for letter in self.refused[before[0] :]}
@@ -294,12 +310,6 @@ class _Projection:
         taken = {change.event.key: change.event.version for change in self.written}
         older = [change for change in dropped if change.event.key in keys]
         return [each for each in older if each.event.key not in taken or taken[each.event.key] < each.event.version]
-
-    def wanted(self, changes: Sequence[Change]) -> Set[EntityKey]:
-        """The rows with a change that a destination wants."""
-        if not self._routes:
-            return frozenset()
-        return {change.event.key for change in changes if self._routes.of(change.event)}
 
     async def _write_layers(self, prepared: EntityStatements, layers: Sequence[Sequence[Change]]) -> None:
         """Write layer after layer, and count what became of each change once all of them are written."""
@@ -394,6 +404,13 @@ class _Projection:
     def _count(self, *, applied: int = 0, unchanged: int = 0, stale: int = 0, coalesced: int = 0) -> None:
         more = WriteResult(applied, unchanged, stale, coalesced)
         self._result = WriteResult(*(one + other for one, other in zip(self._result, more, strict=True)))
+
+
+def _wanted(changes: Sequence[Change], routes: Routes) -> Set[EntityKey]:
+    """The rows with a change that a destination wants."""
+    if not routes:
+        return frozenset()
+    return {change.event.key for change in changes if routes.of(change.event)}
 
 
 def _pairs(rows: Iterable[Sequence[Any]]) -> list[_Written]:

@@ -48,21 +48,33 @@ class Replays:
         """
         if batch.shard_id not in self._shards or batch.dead or batch.marks or not batch.changes:
             return None
-        # Of a key the newest version tells for all.
-        newest = coalesce(batch.changes)
-        rows = {self._statements[entity]: layers[0] for entity, layers in newest.kept.items()}
-        arguments = [each for prepared, changes in rows.items() for each in prepared.versions(changes)]
-        place = self._stream, batch.shard_id, batch.last.sequence, batch.last.sub, counter
-        text = _look([prepared.held for prepared in rows])
+        look = _Look(self._statements, batch)
+        batch.let_go()
         async with self._database.statement(f"look whether a batch of {batch.shard_id} is there") as connection:
-            found = await connection.fetchrow(text, *place, sum(map(len, rows.values())), *arguments)
+            found = await connection.fetchrow(
+                look.text, self._stream, *look.place, counter, look.count, *look.arguments
+            )
         if found is None:
             self._shards.discard(batch.shard_id)
             return None
-        return WriteResult(unchanged=found["same"], stale=found["held"] - found["same"], coalesced=len(newest.dropped))
+        return WriteResult(unchanged=found["same"], stale=found["held"] - found["same"], coalesced=look.coalesced)
 
 
-def _look(looks: Sequence[str]) -> str:
+class _Look:
+    """The statement for one batch, its arguments, and how many rows it asks for."""
+
+    def __init__(self, prepared: Mapping[str, EntityStatements], batch: Batch) -> None:
+        # Of a key the newest version tells for all.
+        newest = coalesce(batch.changes)
+        rows = {prepared[entity]: layers[0] for entity, layers in newest.kept.items()}
+        self.text = _statement([each.held for each in rows])
+        self.place = batch.shard_id, batch.last.sequence, batch.last.sub
+        self.arguments = [each for statement, changes in rows.items() for each in statement.versions(changes)]
+        self.count = sum(map(len, rows.values()))
+        self.coalesced = len(newest.dropped)
+
+
+def _statement(looks: Sequence[str]) -> str:
     """$1 to $5 are those of the fence, $6 is the number of rows; what the looks at each entity need follows."""
     parts, given = [], 6
     for look in looks:

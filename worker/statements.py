@@ -74,6 +74,11 @@ class EntityStatements:
         versions = zip(*[event.version for event in events], strict=True)
         return [array([event.subject for event in events]), *map(array, versions)]
 
+    def versions_of(self, rows: Sequence[str]) -> list[str]:
+        """The arguments of `held` and `same` for those that are `rows`."""
+        first = len(self._fields)
+        return [rows[self._key_index], *rows[first : first + len(VERSION_COLUMNS)]]
+
 
 def _upsert(shape: EntityShape) -> str:
     content = [field.name for field in shape.fields if field != shape.key]

@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local.postgres import Postgres
-from tests.integration.worker_rows import SHAPES, Colour, batch, change, create_tables, gadget, rows
+from tests.integration.worker_rows import DECODER, SHAPES, Colour, batch, change, create_tables, gadget, rows
 from tidegate.database import Database, DatabaseSettings, connect
 from tidegate.event import ChangeEvent
 from worker import dead_letter
 from worker.aurora import AuroraSink
+from worker.batch import Item, Record
 from worker.literals import array
 from worker.ports import WriteResult
 
@@ -161,6 +162,33 @@ async def test_a_replay_is_found_out_without_touching_a_row(database: Database, 
     more = [*first[40:], change("new", 1, gadget("new")), change("G0", 3, None)]
     assert await sink.write(batch(*more, first=61), 2) == WriteResult(applied=2, unchanged=10)
     assert await sql.fetchval("SELECT _deleted FROM gadgets WHERE number = 'G0'")
+
+
+async def test_changes_are_decoded_again_only_when_their_rows_must_be_named(
+    database: Database, sql: Connection
+) -> None:
+    decoded: list[int] = []
+
+    def decode(records: Sequence[Record]) -> list[Item]:
+        decoded.append(len(records))
+        return DECODER.decode_all(records)
+
+    sink = await opened(database, sql)
+    # The first batch of a shard is looked for before it is written.
+    await sink.write(batch(change("first", 1, gadget("first"))), 1)
+    two = batch(change("A", 1, gadget("A")), change("B", 1, gadget("B")), first=2, decode=decode)
+    assert await sink.write(two, 1) == WriteResult(applied=2)
+    assert decoded == [1, 1]
+    late = batch(change("A", 1, gadget("A")), change("C", 1, gadget("C")), first=4, decode=decode)
+    assert await sink.write(late, 1) == WriteResult(applied=1, unchanged=1)
+    assert decoded == [1] * 4, "what the table holds already is judged by the arguments"
+    spoilt = batch(change("D", 1, gadget("D", name="\0")), change("E", 1, gadget("E")), first=6, decode=decode)
+    assert await sink.write(spoilt, 1) == WriteResult(applied=1, rejected=1)
+    assert decoded == [*[1] * 6, 2]
+    await sink.write(batch(change("F", 1, gadget("F")), first=8, decode=decode), 1)
+    assert decoded == [*[1] * 6, 2, 1, 1], "a letter was open that nobody knew of"
+    await sink.write(batch(change("G", 1, gadget("G")), first=9, decode=decode), 1)
+    assert decoded == [*[1] * 6, 2, 1, 1, 1]
 
 
 async def test_entities_of_a_batch_are_counted_together(database: Database, sql: Connection) -> None:

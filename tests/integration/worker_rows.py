@@ -25,7 +25,7 @@ from tidegate.event import (
     Version,
     Watermark,
 )
-from worker.batch import Batch, BatchBuilder, BatchLimits, Record
+from worker.batch import Batch, BatchBuilder, BatchLimits, DecodeAll, Record
 from worker.decode import Decoder
 
 # Long ago on any machine: no watermark is later than the clock of the database.
@@ -108,12 +108,14 @@ def quarantined(key: str | None, *, observed_at: datetime = NOW, source: str = "
     )  # fmt: skip
 
 
-def batch(*events: StreamEvent | bytes, shard_id: str = "shard-0", first: int = 1) -> Batch:
+def batch(
+    *events: StreamEvent | bytes, shard_id: str = "shard-0", first: int = 1, decode: DecodeAll = DECODER.decode_all
+) -> Batch:
     """The events as the consumer would batch them; bytes are records as they are."""
     builder = BatchBuilder(shard_id, BatchLimits(max_records=10_000, max_bytes=10**9, max_age_s=1))
     for number, event in zip(itertools.count(first), events, strict=False):
         data = event if isinstance(event, bytes) else codec.encode(event)
-        builder.fill([Record(str(number), data)], 0, DECODER.decode_all, 0.0)
+        builder.fill([Record(str(number), data)], 0, decode, 0.0)
     return builder.close()
 
 

@@ -133,6 +133,26 @@ def test_a_batch_closes_by_count() -> None:
     assert builder.due_s is None
 
 
+def test_changes_that_were_let_go_of_are_decoded_again() -> None:
+    items: list[Item] = [change("a", 1, 0), letter(1), change("b", 1, 2)]
+    decoded: list[list[int]] = []
+
+    def decode(records: Sequence[Record]) -> list[Item]:
+        decoded.append([each.position.sequence for each in records])
+        return [items[each.position.sequence] for each in records]
+
+    builder = BatchBuilder("shard-0", LIMITS)
+    builder.fill([record(number) for number in range(3)], 0, decode, 0.0)
+    batch = builder.close()
+    batch.let_go()
+    assert (batch.delivered, batch.size, batch.dead) == (3, 3, (items[1],))
+    assert decoded == [[0, 1, 2]]
+    assert batch.changes == batch.changes == (items[0], items[2])
+    assert decoded == [[0, 1, 2], [0, 2]]
+    batch.let_go()
+    assert (batch.delivered, batch.changes) == (3, (items[0], items[2]))
+
+
 def test_a_batch_closes_by_bytes() -> None:
     builder = BatchBuilder("shard-0", LIMITS)
     fill(builder, [record(0, 99)], [change("a", 1, 0)], 0.0)
