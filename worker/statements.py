@@ -9,8 +9,9 @@ when the row last changed to its reader.
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from operator import attrgetter
 from typing import Any
+
+from msgspec.structs import astuple
 
 from tidegate import tracking
 from tidegate.entity import EntityShape, Kind
@@ -46,7 +47,8 @@ class EntityStatements:
         self.name = shape.name
         self.is_strict = shape.is_strict
         self._key_index = shape.fields.index(shape.key)
-        self._fields = [attrgetter(field.name) for field in shape.fields]
+        # The fields of a row that is gone.
+        self._none = (None,) * len(shape.fields)
         upsert = _upsert(shape)
         self.upsert = f'{upsert}\nRETURNING "{shape.key.name}", "_event_id"'
         self.count = _count(upsert)
@@ -58,15 +60,15 @@ class EntityStatements:
         events = [change.event for change in changes]
         entities = [event.data for event in events]
         gone = [entity is None for entity in entities]
-        columns: list[Sequence[Any]]
-        if any(gone):
-            columns = [[None if entity is None else of(entity) for entity in entities] for of in self._fields]
-        else:
-            columns = [list(map(of, entities)) for of in self._fields]
+        fields = [self._none if entity is None else astuple(entity) for entity in entities]
+        columns: list[Sequence[Any]] = list(zip(*fields, strict=True))
         columns[self._key_index] = [event.subject for event in events]
-        columns += zip(*[event.version for event in events], strict=True)
-        columns += gone, [event.event_id for event in events], [event.occurred_at for event in events]
-        return list(map(array, columns))
+        # Group by group, for what was just looked at is written fastest.
+        arrays = list(map(array, columns))
+        arrays += map(array, zip(*[event.version for event in events], strict=True))
+        arrays += array(gone), array([event.event_id for event in events])
+        arrays.append(array([event.occurred_at for event in events]))
+        return arrays
 
     def versions(self, changes: Sequence[Change]) -> list[str]:
         """The arguments of `held` and `same`."""
@@ -76,7 +78,7 @@ class EntityStatements:
 
     def versions_of(self, rows: Sequence[str]) -> list[str]:
         """The arguments of `held` and `same` for those that are `rows`."""
-        first = len(self._fields)
+        first = len(self._none)
         return [rows[self._key_index], *rows[first : first + len(VERSION_COLUMNS)]]
 
 
