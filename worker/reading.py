@@ -180,7 +180,7 @@ def _child(child: ChildShard) -> Shard:
 
 async def _user_records(page: RecordsPage, hash_range: HashRange | None) -> Sequence[Record]:
     """Aggregates taken apart, everything else as it is. Most pages have no aggregate at all."""
-    if kpl.MAGIC[0] not in {data[0] for data in page.payloads if data}:
+    if not page.may_aggregate or kpl.MAGIC[0] not in {data[0] for data in page.payloads if data}:
         return page.records
     found: list[Record] = []
     pause_at = _AT_ONCE

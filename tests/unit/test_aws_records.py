@@ -12,10 +12,14 @@ import pytest
 from aiobotocore.session import get_session
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tidegate import aws
+from tidegate.aws.records import decode_page
 from tidegate.errors import Fatal, Transient
 from tidegate.settings import AwsSettings
+from worker import kpl
 
 RECORDS = [
     {
@@ -98,6 +102,16 @@ async def test_an_error_reply_keeps_its_code(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(Transient, match="too old") as raised:
             await aws.get_records(client, "it", 100)
     assert aws.error_code(raised.value) == "ExpiredIteratorException"
+
+
+@given(st.binary(max_size=40), st.integers(0, 2))
+def test_a_page_knows_that_it_may_hold_aggregates(rest: bytes, place: int) -> None:
+    datas = [b'{"plain":1}', b"", b"{}" + kpl.MAGIC]
+    records = [{**RECORDS[0], "Data": base64.b64encode(data).decode()} for data in datas]
+    assert not decode_page(json.dumps({"Records": records}).encode()).may_aggregate
+    records[place] = {**RECORDS[0], "Data": base64.b64encode(kpl.MAGIC + rest).decode()}
+    for separators in ((",", ":"), (", ", ": ")):
+        assert decode_page(json.dumps({"Records": records}, separators=separators).encode()).may_aggregate
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,11 @@ class RecordsPage(Struct, frozen=True, rename="pascal", dict=True):
     child_shards: list[ChildShard] | None = None
 
     @cached_property
+    def may_aggregate(self) -> bool:
+        """Whether any of the records may be a KPL aggregate."""
+        return True
+
+    @cached_property
     def payloads(self) -> list[bytes]:
         return [record.data for record in self.records]
 
@@ -61,11 +66,16 @@ class RecordsPage(Struct, frozen=True, rename="pascal", dict=True):
 
 
 _DECODER = msgspec.json.Decoder(RecordsPage)
+_AGGREGATE = b'"84maw'
+"""How a text begins that is base64 of the four bytes with which KPL aggregates begin."""
 
 
 def decode_page(body: bytes) -> RecordsPage:
     """The typed page in the body of a GetRecords reply. Raises msgspec.DecodeError."""
-    return _DECODER.decode(body)
+    page = _DECODER.decode(body)
+    # To look once through the text is quicker than to look at every record.
+    page.__dict__["may_aggregate"] = _AGGREGATE in body
+    return page
 
 
 async def get_records(client: Any, iterator: str, limit: int, stream_arn: str | None = None) -> RecordsPage:
