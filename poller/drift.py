@@ -115,7 +115,7 @@ class ShapeWatch:
         [names] = forms
         for name, values in zip(names, zip(*[row.values() for row in rows], strict=True), strict=True):
             kinds = set(map(_KINDS.get, set(map(type, values))))
-            if not kinds.issubset((*self.shape.fields.get(name, ()), _NULL)):
+            if name not in self.shape.fields or not kinds.issubset((*self.shape.fields[name], _NULL)):
                 return False
         return set(self.shape.always).issubset(names)
 

@@ -188,3 +188,11 @@ def test_a_deletion_keeps_generation_and_source_version() -> None:
     changes.bury("unknown", Sight(3, 7, Cause.SWEEP, NOW, True))
     (event,) = events(changes)
     assert (event.operation, event.payload, event.version) == ("delete", None, (4, 99, 3, 7, 1))
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_what_is_new_is_published_for_the_reason_that_it_was_asked_for(cause: Cause) -> None:
+    changes = Changes(Index(), reading())
+    changes.see([{"no": "A1"}, {"no": "A2"}], Sight(3, 5, cause, NOW, False))
+    assert [event.cause for event in events(changes)] == [cause, cause]
+    assert changes.labels() == {cause: 2}

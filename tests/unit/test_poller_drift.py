@@ -107,3 +107,21 @@ def test_what_was_learned_is_no_drift_and_what_was_told_is_not_told_again(
     assert made.look(learned) == []
     made.look(seen)
     assert made.look([*seen, *learned]) == []
+
+
+_VALUES = st.sampled_from((None, 1, 2.5, "text", True))
+_FLAT_ROWS = st.lists(
+    st.dictionaries(st.sampled_from(("key", "content", "void", "extra")), _VALUES, min_size=1).map(
+        lambda row: {"key": "a"} | row
+    ),
+    max_size=4,
+)
+
+
+@given(_FLAT_ROWS)
+def test_flat_rows_are_told_as_others_are(rows: list[dict[str, Any]]) -> None:
+    flat, deep = {"key": "a", "content": 1, "void": None}, {"deep": {"inner": 1}}
+    # Rows with an object in them are compared one by one, flat ones by their columns where that is enough.
+    one_by_one = watch("quarantine", flat | deep)
+    expected = {drift for row in rows for drift in one_by_one.look([row | deep])}
+    assert set(watch("quarantine", flat).look(rows)) == expected
