@@ -25,9 +25,10 @@ from tidegate import claim, telemetry
 from tidegate.errors import Superseded, Transient
 from tidegate.leases import Checkpoint, Hold, Lease, at
 from tidegate.letter import LetterKind
+from tidegate.record import Records
 from worker.batch import Batch, BatchBuilder, BatchLimits, BatchSize, DeadLetter, Position, Record
 from worker.dead_letter import Breaker
-from worker.ports import Claims, Delivery, RecordDecoder, RecordReader, Room, ShardState, Sink
+from worker.ports import Claims, Delivery, RecordDecoder, RecordReader, Room, ShardState, Sink, WriteResult
 from worker.settings import BatchSettings, ConsumerSettings
 from worker.shards import Shard, children_of, gap_at_start, lease_of, start_position, unleased_parents
 
@@ -35,6 +36,7 @@ log = telemetry.get_logger(__name__)
 Result = TypeVar("Result")
 
 _RETRY_BASE_S = 0.1
+_WRITTEN = [telemetry.RECORDS_WRITTEN.labels(outcome) for outcome in WriteResult._fields]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,25 +181,30 @@ class _Life:
         if gap := delivery.gap or self._overtaken(delivery) or await self._begun_late(delivery):
             await self._note_gap(gap)
         async for records in self._resolved(delivery.records):
+            telemetry.RECORDS_READ.inc(len(records))
             taken = 0
             while taken < len(records):
                 taken = self._builder.fill(records, taken, self._shared.decoder.decode_all, _now_s())
                 if self._builder.is_full:
                     await self._write_rest()
+            if records[-1].sub:
+                # They came out of an aggregate, which took its time; other shards and the renewals of leases want their turn.
+                await asyncio.sleep(0)
 
-    async def _resolved(self, records: Sequence[Record]) -> AsyncGenerator[Sequence[Record], None]:
+    async def _resolved(self, records: Records) -> AsyncGenerator[Sequence[Record], None]:
         """The same records in their order; a reference alone, as what it stands for, so that only one is in memory."""
         claims = self._shared.claims
-        if claims is None or not any(claim.is_claim(record.data) for record in records):
-            yield records
-            return
-        for is_reference, part in groupby(records, lambda record: claim.is_claim(record.data)):
-            if not is_reference:
-                yield list(part)
+        for part in records.parts():
+            if claims is None or not any(claim.is_claim(record.data) for record in part):
+                yield part
                 continue
-            for record in part:
-                fetch = partial(claims.fetch, record.data)
-                yield [replace(record, data=await self._persist(fetch, "read a claim"))]
+            for is_reference, alike in groupby(part, lambda record: claim.is_claim(record.data)):
+                if not is_reference:
+                    yield list(alike)
+                    continue
+                for record in alike:
+                    fetch = partial(claims.fetch, record.data)
+                    yield [replace(record, data=await self._persist(fetch, "read a claim"))]
 
     def _overtaken(self, delivery: Delivery) -> str | None:
         """A gap when the horizon lies beyond the position of the database. Judged once, by the first record."""
@@ -205,7 +212,7 @@ class _Life:
         if expected is None or not (delivery.records or delivery.millis_behind == 0):
             return None
         self._expected = None
-        if delivery.records and delivery.records[0].position.sequence <= expected.sequence:
+        if (first := delivery.records.first) and first.position.sequence <= expected.sequence:
             return None
         return f"reading begins after the position of the database, {expected.sequence}; what lies between is missing"
 
@@ -214,10 +221,11 @@ class _Life:
 
         Those before it, if there were any, are trimmed already, and nobody had read them.
         """
-        if not (self._is_unread and delivery.records):
+        first = delivery.records.first
+        if first is None or not self._is_unread:
             return None
         self._is_unread = False
-        ask = partial(self._shared.reader.is_at_the_edge, delivery.records[0].arrival)
+        ask = partial(self._shared.reader.is_at_the_edge, first.arrival)
         if not await self._persist(ask, "ask how long the stream keeps records"):
             return None
         return "nothing of the shard was read until its first records were about to be trimmed; some may be missing"
@@ -252,8 +260,8 @@ class _Life:
         # The try that worked: how long the database was away says nothing about the size.
         self._size.note(batch.size, _now_s() - began_s)
         self._builder.limit(self._size.records)
-        for outcome, count in result._asdict().items():
-            telemetry.RECORDS_WRITTEN.labels(outcome).inc(count)
+        for counter, count in zip(_WRITTEN, result, strict=True):
+            counter.inc(count)
         if result.rejected:
             log.warning(telemetry.RECORDS_REJECTED, shard=batch.shard_id, count=result.rejected)
         if result.parked:

@@ -25,6 +25,7 @@ from tidegate import aws, telemetry
 from tidegate.aws import RecordsPage, ShardEvent, Subscription, aws_errors, error_code
 from tidegate.errors import Fatal, Superseded, Transient
 from tidegate.leases.lease import Checkpoint
+from tidegate.record import Records
 from worker.batch import Position
 from worker.memory import ReadMemory, Room, Share
 from worker.ports import Delivery
@@ -106,7 +107,7 @@ class FanOutReader:
             try:
                 while True:
                     page, room = await pushed.page()
-                    delivery = await reading.deliver(page, self.stream.hash_range(shard_id))
+                    delivery = reading.deliver(page, self.stream.hash_range(shard_id))
                     room.fit(delivery.size_bytes)
                     yield replace(delivery, room=room)
                     if delivery.is_end:
@@ -237,7 +238,7 @@ class _Pushed:
 
 def _page(event: ShardEvent) -> RecordsPage:
     """An event in the shape of a GetRecords page; without a continuation it is the shard's last."""
-    return RecordsPage(event.records, event.continuation, event.millis_behind_latest, event.child_shards)
+    return RecordsPage(Records(event.records), event.continuation, event.millis_behind_latest, event.child_shards)
 
 
 def _request(place: Place) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from msgspec import Struct
 from tidegate.errors import Rejected, Transient
 from tidegate.event import EntityKey
 from tidegate.leases.lease import Checkpoint
+from tidegate.record import Records
 from worker.batch import Batch, DeadLetter, Item, Position, Record
 from worker.shards import Shard
 
@@ -30,14 +31,14 @@ class Delivery(Struct, frozen=True, kw_only=True):
     """What one read brought.
 
     millis_behind  distance from the tip after these records; 0 is the tip
-    size_bytes     payload as Kinesis counted it, aggregates and what was delivered before included
+    size_bytes     payload as Kinesis counted it or near to it, aggregates and what was delivered before included
     gap            a text when records may be lost before these: what was read last is trimmed from the stream
     is_end         the shard is closed and these were its last records
     children       with `is_end`: the shards that hold the keys from here on; empty when the reader was not told
     room           to be released by whoever has committed the records
     """
 
-    records: Sequence[Record]
+    records: Records
     millis_behind: int
     size_bytes: int = 0
     gap: str | None = None

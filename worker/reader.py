@@ -71,7 +71,7 @@ class KinesisReader:
             try:
                 while True:
                     page, room = await polling.page()
-                    delivery = await reading.deliver(page, self.stream.hash_range(shard_id))
+                    delivery = reading.deliver(page, self.stream.hash_range(shard_id))
                     yield replace(delivery, room=room)
                     if delivery.is_end:
                         return
@@ -126,7 +126,7 @@ class _Polling:
             except BaseException:
                 room.release()
                 raise
-            if room.fit(page.size_bytes):
+            if room.fit(page.records.size_bytes):
                 break
             # The iterator still stands before this page, and the next try asks for as much.
             room.release()
@@ -137,9 +137,9 @@ class _Polling:
     async def _call(self, iterator: str) -> RecordsPage:
         self._pace.note_call(_now_s())
         page = await aws.get_records(self._client, iterator, self._settings.limit_records, self._stream.arn)
-        self._pace.note_bytes(page.size_bytes, _now_s())
+        self._pace.note_bytes(page.records.size_bytes, _now_s())
         # Pages of one shard are alike; half as much again is rarely passed.
-        self._expected_bytes = min(PAGE_BYTES, max(_EXPECTED_BYTES, page.size_bytes * 3 // 2))
+        self._expected_bytes = min(PAGE_BYTES, max(_EXPECTED_BYTES, page.records.size_bytes * 3 // 2))
         return page
 
     async def _new_iterator(self) -> str:

@@ -8,9 +8,8 @@ reading has lost touch for so long, or is so far behind, that something unread m
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -18,13 +17,13 @@ from msgspec import Struct
 from tidegate import telemetry
 from tidegate.aws import ChildShard, RecordsPage
 from tidegate.leases.lease import AT_TIMESTAMP, LATEST, Checkpoint
+from tidegate.record import Position, Record, Records
 from worker import kpl
-from worker.batch import Position, Record
 from worker.ports import Delivery
 from worker.shards import HashRange, Shard
 
 _RETRY_BASE_S = 0.1
-# User records out of aggregates, after which the event loop has its turn: some milliseconds.
+# User records out of aggregates that are handed on together: taking apart so many is some milliseconds.
 _AT_ONCE = 1_000
 # For clocks of ours that are wrong.
 _MARGIN_S = 3600.0
@@ -125,22 +124,19 @@ class Reading:
         """
         return self._last != self._began and self.lost_touch(now_s)
 
-    async def deliver(self, page: RecordsPage, hash_range: HashRange | None) -> Delivery:
+    def deliver(self, page: RecordsPage, hash_range: HashRange | None) -> Delivery:
         """A page as a delivery: aggregates taken apart, what was delivered before dropped, a gap noticed."""
         gap = self._gap(page)
-        records = await _user_records(page, hash_range)
-        if self._last is not None and records and records[0].position <= self._last:
-            last = self._last
-            records = [record for record in records if record.position > last]
-        if records:
-            self._last = records[-1].position
-        telemetry.RECORDS_READ.inc(len(records))
-        telemetry.BYTES_READ.inc(page.size_bytes)
+        records = _UserRecords(page.records, hash_range, after=self._last)
+        if records.end is not None and (self._last is None or records.end > self._last):
+            self._last = records.end
+        size_bytes = page.records.size_bytes
+        telemetry.BYTES_READ.inc(size_bytes)
         telemetry.MILLIS_BEHIND.labels(self.shard_id).set(page.millis_behind_latest)
         return Delivery(
             records=records,
             millis_behind=page.millis_behind_latest,
-            size_bytes=page.size_bytes,
+            size_bytes=size_bytes,
             gap=gap,
             is_end=page.next_iterator is None,
             children=tuple(_child(child) for child in page.child_shards or ()),
@@ -149,18 +145,18 @@ class Reading:
     def gone(self) -> Delivery:
         """The end of a shard that the stream does not list any more."""
         gap = f"{self.shard_id} is not in the stream any more; what was after {self._last or self._start} is lost"
-        return Delivery(records=(), millis_behind=0, gap=gap, is_end=True)
+        return Delivery(records=Records(), millis_behind=0, gap=gap, is_end=True)
 
     def _gap(self, page: RecordsPage) -> str | None:
         """Judged once for each place that reading goes on from: by its first record, or by none up to the tip."""
         if self._joined or self._last is None:
             return None
         known = f"what was read last, {self._last.sequence}"
-        if page.records:
+        if first := page.records.first:
             self._joined = True
-            if int(page.records[0].sequence_number) == self._last.sequence:
+            if int(first.sequence_number) == self._last.sequence:
                 return None
-            return f"the stream begins at {page.records[0].sequence_number}, after {known}"
+            return f"the stream begins at {first.sequence_number}, after {known}"
         if page.millis_behind_latest and page.next_iterator is not None:
             return None
         self._joined = True
@@ -178,19 +174,51 @@ def _child(child: ChildShard) -> Shard:
     return Shard(child.shard_id, tuple(child.parent_shards), hash_range, is_closed=False)
 
 
-async def _user_records(page: RecordsPage, hash_range: HashRange | None) -> Sequence[Record]:
-    """Aggregates taken apart, everything else as it is. Most pages have no aggregate at all."""
-    if not page.may_aggregate or kpl.MAGIC[0] not in {data[0] for data in page.payloads if data}:
-        return page.records
+class _UserRecords(Records):
+    """A page's records as a consumer wants them: aggregates taken apart, and none that was delivered before.
+
+    `end` is the position of the last; None when there is none. `first` and `last` are as the page has them.
+    """
+
+    def __init__(self, page: Records, hash_range: HashRange | None, after: Position | None) -> None:
+        self._page = page
+        self._hash_range = hash_range
+        self._after = after
+        self.first, self.last = page.first, page.last
+        self.end = _end_of(page.last) if page.last else None
+
+    @property
+    def size_bytes(self) -> int:
+        return self._page.size_bytes
+
+    def parts(self) -> Iterator[Sequence[Record]]:
+        for part in self._page.parts():
+            for records in _apart(part, self._hash_range):
+                if self._after is None or records[0].position > self._after:
+                    yield records
+                elif records[-1].position > self._after:
+                    yield [record for record in records if record.position > self._after]
+
+
+def _apart(records: Sequence[Record], hash_range: HashRange | None) -> Iterator[Sequence[Record]]:
+    """Aggregates taken apart, some at a time, everything else as it is. Mostly there is no aggregate at all."""
+    if kpl.MAGIC[0] not in {record.data[0] for record in records if record.data}:
+        yield records
+        return
     found: list[Record] = []
-    pause_at = _AT_ONCE
-    for record in page.records:
+    for record in records:
         found += _split(record, hash_range)
-        if len(found) >= pause_at:
-            # A page may hold tens of thousands; other shards and the renewals of leases want their turn.
-            await asyncio.sleep(0)
-            pause_at = len(found) + _AT_ONCE
-    return found
+        if len(found) >= _AT_ONCE:
+            yield found
+            found = []
+    if found:
+        yield found
+
+
+def _end_of(record: Record) -> Position:
+    """Its own position, or that of the last record in it."""
+    inner = kpl.split(record.data)
+    return Position(int(record.sequence_number), len(inner) - 1 if inner else 0)
 
 
 def _split(record: Record, hash_range: HashRange | None) -> list[Record]:

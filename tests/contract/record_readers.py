@@ -19,8 +19,8 @@ from local.kinesis.settings import Clock, Settings
 from tidegate import aws
 from tidegate.errors import Transient
 from tidegate.leases import Checkpoint
+from tidegate.record import Record, Records
 from tidegate.settings import StreamSettings
-from worker.batch import Record
 from worker.fanout import FanOutReader, registered
 from worker.memory import ReadMemory
 from worker.ports import Delivery, RecordReader
@@ -98,7 +98,8 @@ class Kinesis:
         found: list[Delivery] = []
         async with asyncio.timeout(10), aclosing((reader or await self.reader()).read(shard, start)) as deliveries:
             async for delivery in deliveries:
-                found.append(delivery)
+                # As a consumer does, it takes the records once.
+                found.append(replace(delivery, records=Records(list(delivery.records))))
                 release(delivery)
                 if len(records(found)) >= least and delivery.millis_behind == 0:
                     break

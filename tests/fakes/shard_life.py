@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 
 from tests.fakes.lease_store import MemoryLeaseStore
 from tidegate.leases import TRIM_HORIZON, Checkpoint, Hold, Lease
+from tidegate.record import Position, Record, Records
 from tidegate.settings import LeaseSettings
-from worker.batch import Batch, DeadLetter, Position, Record
+from worker.batch import Batch, DeadLetter
 from worker.consumer import Consumer
 from worker.dead_letter import Breaker
 from worker.decode import Decoder
@@ -25,7 +26,7 @@ CHILDREN = [
 
 
 def delivery(*numbers: int, behind: int = 0, end: bool = False, gap: str | None = None) -> Delivery:
-    records = tuple(Record(str(number), b"not an event") for number in numbers)
+    records = Records([Record(str(number), b"not an event") for number in numbers])
     children = tuple(CHILDREN) if end else ()
     return Delivery(
         records=records, millis_behind=behind, is_end=end, children=children, gap=gap, size_bytes=len(numbers)

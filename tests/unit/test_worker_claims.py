@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from tests.fakes.shard_life import ScriptedReader, until, working, world
 from tidegate import claim
 from tidegate.errors import Fatal, Transient
-from worker.batch import Record
+from tidegate.record import Record, Records
 from worker.claims import S3Claims
 from worker.ports import Delivery
 
@@ -63,7 +63,7 @@ async def test_failures_are_ours() -> None:
 
 async def test_in_a_shards_life_order_is_kept_and_failures_are_waited_for() -> None:
     given = [b"1", claim.encode("a:1", LARGE), b"3", claim.encode("a:1", b"never put"), claim.encode("a:1", LARGE)]
-    records = tuple(Record(str(at), data) for at, data in enumerate(given, start=1))
+    records = Records([Record(str(at), data) for at, data in enumerate(given, start=1)])
     made = await world(ScriptedReader(Delivery(records=records, millis_behind=0, size_bytes=9)))
     made.consumer = dataclasses.replace(made.consumer, claims=claims(Bucket("SlowDown", "InternalError")))
     async with working(made):

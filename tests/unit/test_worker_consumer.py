@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 
 import pytest
 from msgspec.structs import replace
@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from tests.fakes.shard_life import CHILDREN, PARENT, MemorySink, ScriptedReader, delivery, until, working, world
 from tidegate.errors import Fatal, Superseded, Transient
 from tidegate.leases import LATEST, SHARD_END, TRIM_HORIZON, Checkpoint, at
-from worker.batch import Batch, Position
+from tidegate.record import Position, Record, Records
+from worker.batch import Batch
 from worker.ports import Delivery, WriteResult
 from worker.settings import BatchSettings, RejectSettings
 from worker.shards import HashRange, Shard, lease_of
@@ -198,13 +199,36 @@ async def test_from_the_horizon_the_position_of_the_database_must_be_there(first
 async def test_what_was_never_read_and_begins_where_the_stream_is_trimmed_may_have_a_gap(
     edge_s: float | None, position: Position | None, checkpoint: Checkpoint, gaps: int
 ) -> None:
-    first = replace(delivery(5, 6).records[0], arrival=99.0)
-    reader = ScriptedReader(delivery(behind=1), replace(delivery(behind=1), records=(first,)), delivery(7))
+    first = Record("5", b"not an event", arrival=99.0)
+    reader = ScriptedReader(delivery(behind=1), replace(delivery(behind=1), records=Records([first])), delivery(7))
     reader.edge_s = edge_s
     made = await world(reader, MemorySink(position), checkpoint)
     async with working(made):
         await until(lambda: bool(made.sink.batches) and made.sink.positions[-1] == 7)
     assert [(note.position, note.reason) for note in made.sink.notes] == [(Position(0, -1), "gap")] * gaps
+
+
+class Torn(Records):
+    """A page that turns out to be broken after its first part."""
+
+    def parts(self) -> Iterator[Sequence[Record]]:
+        yield from super().parts()
+        raise Transient("a page of records is not readable")
+
+
+async def test_what_comes_before_the_broken_part_of_a_page_is_no_more_checkpointed_than_written() -> None:
+    given = delivery(5, 6, behind=1)
+    torn = replace(given, records=Torn(list(given.records)))
+    made = await world(ScriptedReader(delivery(4, behind=1), torn), batch=BatchSettings(max_records=1))
+    with pytest.RaisesGroup(Transient):
+        await made.run()
+    assert made.sink.positions == [4, 5, 6]
+    assert made.checkpoint == at("6")
+    made = await world(ScriptedReader(torn))
+    with pytest.RaisesGroup(Transient):
+        await made.run()
+    assert made.sink.positions == []
+    assert made.checkpoint == TRIM_HORIZON
 
 
 async def test_two_gaps_of_one_life_are_two_letters() -> None:

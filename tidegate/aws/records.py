@@ -8,8 +8,8 @@ every error reply, goes to the stock parser.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -22,7 +22,8 @@ from msgspec import Struct, field
 
 from tidegate.aws.failures import aws_errors
 from tidegate.aws.puts import decode_puts
-from tidegate.record import Record
+from tidegate.errors import Transient
+from tidegate.record import Record, Records
 
 
 class HashKeyRange(Struct, frozen=True, rename="pascal"):
@@ -40,9 +41,18 @@ class ChildShard(Struct, frozen=True, rename="pascal"):
     hash_key_range: HashKeyRange
 
 
-class RecordsPage(Struct, frozen=True, rename="pascal", dict=True):
+class RecordsPage(Struct, frozen=True):
     """One GetRecords reply. `next_iterator` None means that the shard is closed and this was its last page,
     which may still carry records; `child_shards` then says where its keys went on."""
+
+    records: Records
+    next_iterator: str | None
+    millis_behind_latest: int
+    child_shards: list[ChildShard] | None = None
+
+
+class _Reply(Struct, rename="pascal"):
+    """A reply as it stands on the wire."""
 
     # Every page states them, an empty one too. What does not is no page, and must not pass for the last of a shard.
     records: list[Record]
@@ -50,32 +60,87 @@ class RecordsPage(Struct, frozen=True, rename="pascal", dict=True):
     millis_behind_latest: int = 0
     child_shards: list[ChildShard] | None = None
 
-    @cached_property
-    def may_aggregate(self) -> bool:
-        """Whether any of the records may be a KPL aggregate."""
-        return True
 
-    @cached_property
-    def payloads(self) -> list[bytes]:
-        return [record.data for record in self.records]
-
-    @cached_property
-    def size_bytes(self) -> int:
-        """The payload of all records."""
-        return sum(map(len, self.payloads))
-
-
-_DECODER = msgspec.json.Decoder(RecordsPage)
-_AGGREGATE = b'"84maw'
-"""How a text begins that is base64 of the four bytes with which KPL aggregates begin."""
+_REPLY = msgspec.json.Decoder(_Reply)
+_PART = msgspec.json.Decoder(list[Record])
+_PART_BYTES = 256 * 1024
+"""Text that is decoded at once: what becomes of it finds room in a core's own cache."""
+_BEGIN, _END = b'"Records":[{"', b"}]"
+_BEGINS_WITHIN = 4096
+_JOINT = re.compile(rb'\},\{"[A-Za-z]')
 
 
 def decode_page(body: bytes) -> RecordsPage:
     """The typed page in the body of a GetRecords reply. Raises msgspec.DecodeError."""
-    page = _DECODER.decode(body)
-    # To look once through the text is quicker than to look at every record.
-    page.__dict__["may_aggregate"] = _AGGREGATE in body
-    return page
+    if len(body) > 2 * _PART_BYTES and (page := _by_parts(body)) is not None:
+        return page
+    return _page(_REPLY.decode(body))
+
+
+def _page(reply: _Reply, records: Records | None = None) -> RecordsPage:
+    known = Records(reply.records) if records is None else records
+    return RecordsPage(known, reply.next_iterator, reply.millis_behind_latest, reply.child_shards)
+
+
+def _by_parts(body: bytes) -> RecordsPage | None:
+    """A page whose records are decoded later; None for a body that is not plainly one, or is written in another way."""
+    begin, end = body.find(_BEGIN, 0, _BEGINS_WITHIN), body.rfind(_END)
+    if not 0 <= begin < end:
+        return None
+    begin, end = begin + len(_BEGIN) - 2, end + 1
+    try:
+        # What stands around the records must be a whole page without any.
+        around = _REPLY.decode(body[:begin] + body[end:])
+        return _page(around, _Text(body, begin, end))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+class _Text(Records):
+    """The records of a large page, decoded part by part when they are asked for; until then they are its text.
+
+    All at once they would be some ten thousand objects, in twice the memory, and gone from the processor's caches
+    before anybody looks at them: to fetch them back takes longer than decoding does.
+
+    Where the text is cut: inside of a JSON string a quotation mark has a backslash before it. So `},{"` and a letter
+    stand between two records, and nowhere else: behind a string that ends with `},{` comes no letter.
+    """
+
+    def __init__(self, text: bytes, begin: int, end: int) -> None:
+        """The records from `begin` to `end`. Raises msgspec.DecodeError when the first ones, or the last, are none."""
+        self._text = text
+        self._end = end
+        cut = self._cut(begin)
+        super().__init__(self._decode(begin, cut))
+        self._rest = cut + 1
+        if self._rest < end:
+            [self.last] = self._decode(text.rfind(b'},{"', begin, end) + 2, end)
+        # As if payloads made up as much of the rest.
+        self._size_bytes = super().size_bytes * (end - begin) // (cut - begin)
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    def parts(self) -> Iterator[Sequence[Record]]:
+        yield self._known
+        at = self._rest
+        while at < self._end:
+            cut = self._cut(at)
+            try:
+                part = self._decode(at, cut)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise Transient(f"a page of records is not readable: {error}") from error
+            yield part
+            at = cut + 1
+
+    def _cut(self, at: int) -> int:
+        """Where the part that begins at `at` ends: at the comma behind its last record, or with the text."""
+        joint = _JOINT.search(self._text, at + _PART_BYTES, self._end)
+        return self._end if joint is None else joint.start() + 1
+
+    def _decode(self, at: int, cut: int) -> list[Record]:
+        return _PART.decode(b"".join((b"[", memoryview(self._text)[at:cut], b"]")))
 
 
 async def get_records(client: Any, iterator: str, limit: int, stream_arn: str | None = None) -> RecordsPage:
