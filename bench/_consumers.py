@@ -94,8 +94,7 @@ async def tidegate(url: str, shards: int, pages: int) -> float:
             sink=_Nowhere(pages * PAGE_RECORDS, holds),
             decoder=Decoder((Parcel,)),
             breaker=Breaker(RejectSettings()),
-            # A sink that keeps nothing has no use for large transactions, and some hundred events stay in a core's cache.
-            batch=BatchSettings(max_records=500),
+            batch=BatchSettings(),
             settings=ConsumerSettings(),
             register=_nothing,
             get_lease=store.get,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -18,7 +19,8 @@ PAGE_RECORDS = 10_000
 """As many as one GetRecords reply can have; a consumer that is behind gets such replies."""
 
 _FIRST_SEQUENCE = 49_590_338_271_490_256_608_559_692_538_361_571_095_921_575_989_136_588_898
-_ARRIVED_S = 1_795_240_504.123
+# Just now: what is so old that the stream is about to trim it, a consumer asks the stream about.
+_ARRIVED_S = round(time.time(), 3)
 _BEHIND_MS = 60_000
 
 

@@ -22,7 +22,7 @@ from bench._stream import PAGE_RECORDS, page
 from tidegate import lifecycle
 
 SHARDS = 10
-ROUNDS = 3
+ROUNDS = 5
 # Ours reads more, or it would be over at once.
 PAGES = {"tidegate": 12, "async-kinesis": 1, "aiobotocore": 1, "aiobotocore-msgspec": 1}
 # As many as a shard holds at most: one in hand, one read ahead, and one that is just coming.

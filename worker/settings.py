@@ -53,7 +53,7 @@ class BatchSettings(Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, description="the first batch of a shard; it doubles while full ones are committed quickly")
     ] = 250
     max_records: Annotated[int, Meta(ge=1, le=100_000, description="one transaction, when the database is quick")] = (
-        5_000
+        2_000
     )
     target_ms: Annotated[
         int,
