@@ -16,7 +16,7 @@ ROUNDS = 7
 
 
 def _decoded(body: bytes) -> list[Record]:
-    return list(decode_page(body).records)
+    return list(decode_page([body]).records)
 
 
 def run() -> Iterator[Result]:

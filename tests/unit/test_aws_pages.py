@@ -42,6 +42,14 @@ def body(records: list[dict[str, Any]], separators: tuple[str, str] = COMPACT, *
     return json.dumps(reply, separators=separators, ensure_ascii=False).encode()
 
 
+def in_blocks(text: bytes, size: int) -> list[bytes]:
+    return [text[at : at + size] for at in range(0, len(text), size)]
+
+
+def decoded(text: bytes) -> RecordsPage:
+    return decode_page([text])
+
+
 def expected(records: list[dict[str, Any]]) -> list[Record]:
     return [
         Record(each["SequenceNumber"], base64.b64decode(each["Data"]), arrival=each["ApproximateArrivalTimestamp"])
@@ -60,9 +68,14 @@ def check(page: RecordsPage, records: list[dict[str, Any]], parts: int | None = 
     assert parts is None or (len(taken) > 1) == (parts > 1)
 
 
-@given(st.lists(KEYS, min_size=1, max_size=20), st.permutations(list(record(0))), st.booleans())
+@given(
+    st.lists(KEYS, min_size=1, max_size=20),
+    st.permutations(list(record(0))),
+    st.booleans(),
+    st.integers(100, 3_000) | st.integers(100_000, 2_000_000),
+)
 def test_every_record_comes_once_and_in_order_whatever_the_keys_look_like(
-    keys: list[str], members: list[str], are_last: bool
+    keys: list[str], members: list[str], are_last: bool, size: int
 ) -> None:
     # The keys are long enough for the cuts to fall near them.
     alike = [record(number, keys[number % len(keys)] * 50) for number in range(1_000)]
@@ -74,30 +87,32 @@ def test_every_record_comes_once_and_in_order_whatever_the_keys_look_like(
             + text[len(b'{"Records":') : text.rindex(b"]") + 1]
             + b"}"
         )
-    page = decode_page(text)
+    page = decode_page(in_blocks(text, size))
     check(page, records)
     assert (page.next_iterator, page.millis_behind_latest, page.child_shards) == ("next", 7, None)
 
 
 def test_a_large_page_comes_in_parts_and_a_small_one_whole() -> None:
     few, many = [record(number) for number in range(10)], [record(number) for number in range(5_000)]
-    check(decode_page(body(few)), few, parts=1)
-    check(decode_page(body(many)), many, parts=2)
-    check(decode_page(body([])), [], parts=1)
+    check(decoded(body(few)), few, parts=1)
+    check(decoded(body(many)), many, parts=2)
+    check(decoded(body([])), [], parts=1)
     spaced = (", ", ": ")
-    check(decode_page(body(many, spaced)), many, parts=1)
+    check(decoded(body(many, spaced)), many, parts=1)
 
 
 def test_one_record_may_be_larger_than_a_part() -> None:
     records = [record(number, size=1_000_000) for number in range(3)]
-    check(decode_page(body(records)), records, parts=2)
-    check(decode_page(body(records[:1])), records[:1])
+    check(decoded(body(records)), records, parts=2)
+    check(decoded(body(records[:1])), records[:1])
+    check(decode_page(in_blocks(body(records), 50_000)), records)
 
 
+@pytest.mark.parametrize("size", [1_000, 10_000_000])
 @pytest.mark.parametrize("children", [[CHILD], [CHILD, CHILD]])
-def test_the_last_page_of_a_shard_may_be_large(children: list[dict[str, Any]]) -> None:
+def test_the_last_page_of_a_shard_may_be_large(children: list[dict[str, Any]], size: int) -> None:
     records = [record(number) for number in range(5_000)]
-    page = decode_page(body(records, NextShardIterator=None, ChildShards=children))
+    page = decode_page(in_blocks(body(records, NextShardIterator=None, ChildShards=children), size))
     check(page, records)
     assert page.next_iterator is None
     assert page.child_shards is not None
@@ -107,7 +122,7 @@ def test_the_last_page_of_a_shard_may_be_large(children: list[dict[str, Any]]) -
 @pytest.mark.parametrize("size", [0, 40, 4_000])
 def test_the_size_of_a_page_is_known_before_all_of_it_is_decoded(size: int) -> None:
     records = [record(number, size=size) for number in range(3_000_000 // (size + 200))]
-    found = decode_page(body(records)).records.size_bytes
+    found = decoded(body(records)).records.size_bytes
     assert found == pytest.approx(size * len(records), rel=0.02)
 
 
@@ -116,16 +131,16 @@ def test_a_page_that_is_broken_where_it_begins_or_ends_is_none(at: int) -> None:
     records = [record(number) for number in range(5_000)]
     records[at]["Data"] = "***"
     with pytest.raises(msgspec.DecodeError):
-        decode_page(body(records))
+        decoded(body(records))
 
 
 @pytest.mark.parametrize("left_out", ["Records", "SequenceNumber"])
 def test_what_is_no_page_of_records_is_none(left_out: str) -> None:
     text = body([record(number) for number in range(5_000)])
     with pytest.raises(msgspec.DecodeError):
-        decode_page(text.replace(left_out.encode(), b"Something"))
+        decoded(text.replace(left_out.encode(), b"Something"))
     with pytest.raises(msgspec.DecodeError):
-        decode_page(b'{"Inner":' + text + b"}")
+        decoded(b'{"Inner":' + text + b"}")
 
 
 def test_what_comes_before_a_broken_record_is_delivered_and_then_the_page_is_transient() -> None:
@@ -133,6 +148,6 @@ def test_what_comes_before_a_broken_record_is_delivered_and_then_the_page_is_tra
     records[3_000]["Data"] = "***"
     found: list[Record] = []
     with pytest.raises(Transient, match="not readable"):
-        found.extend(decode_page(body(records)).records)
+        found.extend(decoded(body(records)).records)
     assert found == expected(records)[: len(found)]
     assert 0 < len(found) <= 3_000

@@ -21,6 +21,7 @@ from aiobotocore.session import AioSession
 from tidegate.aws.failures import aws_errors
 from tidegate.aws.puts import write_puts_quickly
 from tidegate.aws.subscription import KinesisParserFactory
+from tidegate.aws.transport import BlocksSession
 from tidegate.settings import AwsSettings
 
 
@@ -79,6 +80,7 @@ def _config(service: str, settings: AwsSettings) -> AioConfig:
         # A proxy or a bastion may drop idle connections silently; keep-alive finds out.
         "tcp_keepalive": True,
         "user_agent": _user_agent(),
+        "http_session_cls": BlocksSession,
     }
     if service == "s3" and (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")):
         # A stand-in on localhost has no wildcard DNS for bucket names.

@@ -9,7 +9,7 @@ every error reply, goes to the stock parser.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -66,15 +66,17 @@ _PART = msgspec.json.Decoder(list[Record])
 _PART_BYTES = 256 * 1024
 """Text that is decoded at once: what becomes of it finds room in a core's own cache."""
 _BEGIN, _END = b'"Records":[{"', b"}]"
-_BEGINS_WITHIN = 4096
+_AROUND_BYTES = 4096
+"""What stands before the records, and what behind them, is shorter."""
+_BETWEEN = b'},{"'
 _JOINT = re.compile(rb'\},\{"[A-Za-z]')
 
 
-def decode_page(body: bytes) -> RecordsPage:
-    """The typed page in the body of a GetRecords reply. Raises msgspec.DecodeError."""
-    if len(body) > 2 * _PART_BYTES and (page := _by_parts(body)) is not None:
+def decode_page(blocks: Sequence[bytes]) -> RecordsPage:
+    """The typed page in the body of a GetRecords reply, which may have come in blocks. Raises msgspec.DecodeError."""
+    if sum(map(len, blocks)) > 2 * _PART_BYTES and (page := _by_parts(blocks)) is not None:
         return page
-    return _page(_REPLY.decode(body))
+    return _page(_REPLY.decode(b"".join(blocks)))
 
 
 def _page(reply: _Reply, records: Records | None = None) -> RecordsPage:
@@ -82,16 +84,21 @@ def _page(reply: _Reply, records: Records | None = None) -> RecordsPage:
     return RecordsPage(known, reply.next_iterator, reply.millis_behind_latest, reply.child_shards)
 
 
-def _by_parts(body: bytes) -> RecordsPage | None:
+def _by_parts(blocks: Sequence[bytes]) -> RecordsPage | None:
     """A page whose records are decoded later; None for a body that is not plainly one, or is written in another way."""
-    begin, end = body.find(_BEGIN, 0, _BEGINS_WITHIN), body.rfind(_END)
-    if not 0 <= begin < end:
+    blocks = list(blocks)
+    while len(blocks) > 1 and len(blocks[0]) < _AROUND_BYTES:
+        blocks[:2] = [blocks[0] + blocks[1]]
+    while len(blocks) > 1 and len(blocks[-1]) < _AROUND_BYTES:
+        blocks[-2:] = [blocks[-2] + blocks[-1]]
+    begin, end = blocks[0].find(_BEGIN, 0, _AROUND_BYTES), blocks[-1].rfind(_END)
+    if begin < 0 or end < 0:
         return None
     begin, end = begin + len(_BEGIN) - 2, end + 1
     try:
         # What stands around the records must be a whole page without any.
-        around = _REPLY.decode(body[:begin] + body[end:])
-        return _page(around, _Text(body, begin, end))
+        around = _REPLY.decode(blocks[0][:begin] + blocks[-1][end:])
+        return _page(around, _Text(blocks, begin, end))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
@@ -100,47 +107,55 @@ class _Text(Records):
     """The records of a large page, decoded part by part when they are asked for; until then they are its text.
 
     All at once they would be some ten thousand objects, in twice the memory, and gone from the processor's caches
-    before anybody looks at them: to fetch them back takes longer than decoding does.
+    before anybody looks at them: to fetch them back takes longer than decoding does. For the same reason the blocks in
+    which the text came are not joined.
 
     Where the text is cut: inside of a JSON string a quotation mark has a backslash before it. So `},{"` and a letter
     stand between two records, and nowhere else: behind a string that ends with `},{` comes no letter.
     """
 
-    def __init__(self, text: bytes, begin: int, end: int) -> None:
-        """The records from `begin` to `end`. Raises msgspec.DecodeError when the first ones, or the last, are none."""
-        self._text = text
-        self._end = end
-        cut = self._cut(begin)
-        super().__init__(self._decode(begin, cut))
-        self._rest = cut + 1
-        if self._rest < end:
-            [self.last] = self._decode(text.rfind(b'},{"', begin, end) + 2, end)
+    def __init__(self, blocks: Sequence[bytes], begin: int, end: int) -> None:
+        """The records from `begin` in the first block to `end` in the last one.
+
+        Raises msgspec.DecodeError when the first ones, or the last, are none.
+        """
+        self._blocks, self._begin, self._end = blocks, begin, end
+        first = next(self._cut())
+        super().__init__(_decoded(first))
+        [self.last] = _decoded([memoryview(blocks[-1])[blocks[-1].rfind(_BETWEEN, 0, end) + 2 : end]])
         # As if payloads made up as much of the rest.
-        self._size_bytes = super().size_bytes * (end - begin) // (cut - begin)
+        text_bytes = sum(map(len, blocks)) - begin - (len(blocks[-1]) - end)
+        self._size_bytes = super().size_bytes * text_bytes // sum(map(len, first))
 
     @property
     def size_bytes(self) -> int:
         return self._size_bytes
 
     def parts(self) -> Iterator[Sequence[Record]]:
-        yield self._known
-        at = self._rest
-        while at < self._end:
-            cut = self._cut(at)
+        for number, pieces in enumerate(self._cut()):
             try:
-                part = self._decode(at, cut)
+                yield _decoded(pieces) if number else self._known
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise Transient(f"a page of records is not readable: {error}") from error
-            yield part
-            at = cut + 1
 
-    def _cut(self, at: int) -> int:
-        """Where the part that begins at `at` ends: at the comma behind its last record, or with the text."""
-        joint = _JOINT.search(self._text, at + _PART_BYTES, self._end)
-        return self._end if joint is None else joint.start() + 1
+    def _cut(self) -> Iterator[list[memoryview]]:
+        """The text of some records after the other, without the commas between; each in as many pieces as blocks it is from."""
+        pieces: list[memoryview] = []
+        size_bytes = 0
+        for number, block in enumerate(self._blocks, start=1):
+            text = memoryview(block)
+            at = self._begin if number == 1 else 0
+            end = self._end if number == len(self._blocks) else len(block)
+            while joint := _JOINT.search(block, at + max(0, _PART_BYTES - size_bytes), end):
+                yield [*pieces, text[at : joint.start() + 1]]
+                pieces, size_bytes, at = [], 0, joint.start() + 2
+            pieces.append(text[at:end])
+            size_bytes += end - at
+        yield pieces
 
-    def _decode(self, at: int, cut: int) -> list[Record]:
-        return _PART.decode(b"".join((b"[", memoryview(self._text)[at:cut], b"]")))
+
+def _decoded(pieces: Iterable[memoryview]) -> list[Record]:
+    return _PART.decode(b"".join((b"[", *pieces, b"]")))
 
 
 async def get_records(client: Any, iterator: str, limit: int, stream_arn: str | None = None) -> RecordsPage:
@@ -180,7 +195,7 @@ class FastRecordsParser(AioJSONParser):  # type: ignore[misc]
         return parsed
 
 
-_PARSES: dict[str, Callable[[bytes], dict[str, Any]]] = {
-    "GetRecordsOutput": lambda body: {"Page": decode_page(body)},
+_PARSES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "GetRecordsOutput": lambda body: {"Page": decode_page([body] if isinstance(body, bytes) else body)},
     "PutRecordsOutput": decode_puts,
 }
