@@ -106,9 +106,9 @@ def _by_parts(blocks: Sequence[bytes]) -> RecordsPage | None:
 class _Text(Records):
     """The records of a large page, decoded part by part when they are asked for; until then they are its text.
 
-    All at once they would be some ten thousand objects, in twice the memory, and gone from the processor's caches
-    before anybody looks at them: to fetch them back takes longer than decoding does. For the same reason the blocks in
-    which the text came are not joined.
+    All at once they would be tens of thousands of objects, and gone from the processor's caches before anybody looks at
+    them: to fetch them back takes longer than decoding does. For the same reason the blocks in which the text came are
+    not joined.
 
     Where the text is cut: inside of a JSON string a quotation mark has a backslash before it. So `},{"` and a letter
     stand between two records, and nowhere else: behind a string that ends with `},{` comes no letter.
