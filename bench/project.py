@@ -22,7 +22,7 @@ from bench._project_database import BenchDatabase, database
 from bench._project_stream import FEW, RECORDS, serving, stream_of
 from tidegate import lifecycle
 
-ROUNDS = 2
+ROUNDS = 3
 LOADS = {"fresh": 1, "update": 2, "replay": 2}
 """And the edition of the stream that each brings."""
 _LOOK = "look"
