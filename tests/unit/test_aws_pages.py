@@ -18,9 +18,9 @@ from tidegate.record import Record
 
 COMPACT = (",", ":")
 # Texts that look like the places at which a page is cut.
-KEYS = st.sampled_from(["a", '"', '},{"', '"},{"Data":"', '}],"', "\\", '\\"},{"A', '{"Records":[{"', "ü]}"]) | st.text(
-    max_size=5
-)
+KEYS = st.sampled_from(
+    ["a", '"', "},{", '},{"', '"},{"Data":"', '}],"', "\\", '\\"},{"A', '{"Records":[{"', "ü]}"]
+) | st.text(max_size=5)
 CHILD = {
     "ShardId": "shardId-1", "ParentShards": ["shardId-0"],
     "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": "9"},
@@ -96,6 +96,8 @@ def test_a_large_page_comes_in_parts_and_a_small_one_whole() -> None:
     few, many = [record(number) for number in range(10)], [record(number) for number in range(5_000)]
     check(decoded(body(few)), few, parts=1)
     check(decoded(body(many)), many, parts=2)
+    check(decode_page(in_blocks(body(many), 100)), many, parts=2)
+    check(decode_page([body(many)[:5], body(many)[5:]]), many, parts=2)
     check(decoded(body([])), [], parts=1)
     spaced = (", ", ": ")
     check(decoded(body(many, spaced)), many, parts=1)
@@ -119,11 +121,17 @@ def test_the_last_page_of_a_shard_may_be_large(children: list[dict[str, Any]], s
     assert [child.shard_id for child in page.child_shards] == ["shardId-1"] * len(children)
 
 
+@pytest.mark.parametrize("block_bytes", [50_000, 10_000_000])
 @pytest.mark.parametrize("size", [0, 40, 4_000])
-def test_the_size_of_a_page_is_known_before_all_of_it_is_decoded(size: int) -> None:
+def test_the_size_of_a_page_is_known_before_all_of_it_is_decoded(size: int, block_bytes: int) -> None:
     records = [record(number, size=size) for number in range(3_000_000 // (size + 200))]
-    found = decoded(body(records)).records.size_bytes
+    found = decode_page(in_blocks(body(records), block_bytes)).records.size_bytes
     assert found == pytest.approx(size * len(records), rel=0.02)
+
+
+def test_a_key_that_ends_as_a_record_begins_is_not_where_a_page_is_cut() -> None:
+    records = [*(record(number, "},{") for number in range(5_000)), record(5_000)]
+    check(decoded(body(records)), records, parts=2)
 
 
 @pytest.mark.parametrize("at", [0, 4_999])

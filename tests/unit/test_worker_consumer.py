@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 import pytest
 from msgspec.structs import replace
 
 from tests.fakes.shard_life import CHILDREN, PARENT, MemorySink, ScriptedReader, delivery, until, working, world
+from tests.unit.test_worker_kpl import aggregate
+from tidegate.aws import RecordsPage
 from tidegate.errors import Fatal, Superseded, Transient
 from tidegate.leases import LATEST, SHARD_END, TRIM_HORIZON, Checkpoint, at
 from tidegate.record import Position, Record, Records
-from worker.batch import Batch
+from worker.batch import Batch, Item
+from worker.decode import Decoder
 from worker.ports import Delivery, WriteResult
+from worker.reading import Reading, StartTimes
 from worker.settings import BatchSettings, RejectSettings
 from worker.shards import HashRange, Shard, lease_of
 
@@ -206,6 +211,36 @@ async def test_what_was_never_read_and_begins_where_the_stream_is_trimmed_may_ha
     async with working(made):
         await until(lambda: bool(made.sink.batches) and made.sink.positions[-1] == 7)
     assert [(note.position, note.reason) for note in made.sink.notes] == [(Position(0, -1), "gap")] * gaps
+
+
+class _Turns:
+    """A decoder that notes at which turn of the event loop it was asked."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.seen: list[int] = []
+
+    async def count(self) -> None:
+        while True:
+            self.turn += 1
+            await asyncio.sleep(0)
+
+    def decode_all(self, records: Sequence[Record]) -> list[Item]:
+        self.seen.append(self.turn)
+        return Decoder(()).decode_all(records)
+
+
+async def test_while_aggregates_are_taken_apart_others_have_their_turn() -> None:
+    page = Records([Record(str(number), aggregate([("key", None, b"x")] * 500)) for number in range(1, 19)])
+    given = Reading("shard-0", TRIM_HORIZON, StartTimes(0.0)).deliver(RecordsPage(page, "next", 0), None)
+    made = await world(ScriptedReader(given), batch=BatchSettings(least_records=100_000, max_records=100_000))
+    turns = _Turns()
+    made.consumer = dataclasses.replace(made.consumer, decoder=turns)
+    counting = asyncio.create_task(turns.count())
+    async with working(made):
+        await until(lambda: len(made.sink.positions) == 9_000)
+    counting.cancel()
+    assert len(set(turns.seen)) >= 9
 
 
 class Torn(Records):
