@@ -110,8 +110,8 @@ def settle_memory() -> None:
 def _keep_freed_memory() -> None:
     """Have glibc keep some freed memory for what comes next; other C libraries decide for themselves.
 
-    A page of records is a text of megabytes. By itself glibc gives each back to the kernel, which hands it out anew for
-    the next one, emptied, 4 KiB by 4 KiB: a twelfth of a worker's time.
+    A page of records is megabytes of text. By itself glibc gives such memory back to the kernel, which hands it out anew
+    for the next page, emptied, 4 KiB by 4 KiB: a twelfth of a worker's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -8,8 +8,8 @@ import aiobotocore
 import botocore
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
+from tests.fakes.aws_server import answering
 from tidegate import aws
 from tidegate.aws import clients
 
@@ -30,16 +30,9 @@ async def _agents(monkeypatch: pytest.MonkeyPatch, calls: int) -> list[str]:
         heard.append(request.headers["User-Agent"])
         return web.Response(body=b'{"Shards": []}', content_type="application/x-amz-json-1.1")
 
-    application = web.Application()
-    application.router.add_post("/", serve)
-    async with TestServer(application) as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", str(server.make_url("/")))
-        monkeypatch.setenv("AWS_REGION", "eu-central-1")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "local")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "local")
-        async with aws.client("kinesis") as client:
-            for _ in range(calls):
-                await client.list_shards(StreamName="stream")
+    async with answering(monkeypatch, serve), aws.client("kinesis") as client:
+        for _ in range(calls):
+            await client.list_shards(StreamName="stream")
     return heard
 
 

@@ -129,6 +129,12 @@ def test_the_size_of_a_page_is_known_before_all_of_it_is_decoded(size: int, bloc
     assert found == pytest.approx(size * len(records), rel=0.02)
 
 
+def test_a_page_that_is_spaced_at_its_end_only_is_decoded_whole() -> None:
+    records = [record(number) for number in range(5_000)]
+    before, _, last = body(records).rpartition(b',{"SequenceNumber')
+    check(decoded(before + b' ,{"SequenceNumber' + last), records, parts=1)
+
+
 def test_a_key_that_ends_as_a_record_begins_is_not_where_a_page_is_cut() -> None:
     records = [*(record(number, "},{") for number in range(5_000)), record(5_000)]
     check(decoded(body(records)), records, parts=2)

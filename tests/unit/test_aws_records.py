@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiobotocore.session import get_session
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
+from tests.fakes.aws_server import answering
 from tidegate import aws
 from tidegate.errors import Fatal, Transient
 from tidegate.settings import AwsSettings
@@ -42,16 +42,11 @@ async def kinesis(monkeypatch: pytest.MonkeyPatch, answer: Answer) -> AsyncItera
     async def serve(_: web.Request) -> web.Response:
         return answer()
 
-    application = web.Application()
-    application.router.add_post("/", serve)
-    async with TestServer(application) as server:
-        url = str(server.make_url("/"))
-        monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", url)
-        monkeypatch.setenv("AWS_REGION", "eu-central-1")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "local")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "local")
-        async with aws.client("kinesis", AwsSettings(max_attempts=1)) as client:
-            yield client, url
+    async with (
+        answering(monkeypatch, serve) as url,
+        aws.client("kinesis", AwsSettings(max_attempts=1)) as client,
+    ):
+        yield client, url
 
 
 def page(body: dict[str, Any]) -> Answer:

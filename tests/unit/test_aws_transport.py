@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp import ClientResponse, web
 
+from tests.fakes.aws_server import Answer, answering
 from tests.unit.test_aws_pages import body, expected, record
 from tidegate import aws
+from tidegate.aws import transport
 from tidegate.errors import Fatal, Transient
 from tidegate.settings import AwsSettings
 
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 RECORDS = [record(number) for number in range(4_000)]
 BODY = body(RECORDS)
 JSON = "application/x-amz-json-1.1"
@@ -25,15 +25,8 @@ JSON = "application/x-amz-json-1.1"
 
 @asynccontextmanager
 async def kinesis(monkeypatch: pytest.MonkeyPatch, answer: Answer, **settings: Any) -> AsyncIterator[Any]:
-    application = web.Application()
-    application.router.add_post("/", answer)
-    async with TestServer(application) as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", str(server.make_url("/")))
-        monkeypatch.setenv("AWS_REGION", "eu-central-1")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "local")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "local")
-        async with aws.client("kinesis", AwsSettings(**settings)) as client:
-            yield client
+    async with answering(monkeypatch, answer), aws.client("kinesis", AwsSettings(**settings)) as client:
+        yield client
 
 
 async def streamed(request: web.Request, *pieces: bytes, length: int | None = None) -> web.StreamResponse:
@@ -101,14 +94,20 @@ async def test_a_page_that_stalls_is_transient(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_who_is_cancelled_while_a_page_comes_leaves_no_connection_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent, hung_up = asyncio.Event(), asyncio.Event()
+    reading, hung_up = asyncio.Event(), asyncio.Event()
+    read = transport._read
+
+    async def noticed(response: ClientResponse) -> list[bytes]:
+        reading.set()
+        return await read(response)
+
+    monkeypatch.setattr(transport, "_read", noticed)
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": JSON})
         response.content_length = len(BODY)
         await response.prepare(request)
         await response.write(BODY[:100_000])
-        sent.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -118,9 +117,7 @@ async def test_who_is_cancelled_while_a_page_comes_leaves_no_connection_behind(m
 
     async with kinesis(monkeypatch, answer) as client, asyncio.timeout(10):
         call = asyncio.create_task(aws.get_records(client, "it", 10_000))
-        await sent.wait()
-        # By then it reads the body.
-        await asyncio.sleep(0.1)
+        await reading.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call

@@ -99,7 +99,7 @@ def _by_parts(blocks: Sequence[bytes]) -> RecordsPage | None:
         # What stands around the records must be a whole page without any.
         around = _REPLY.decode(blocks[0][:begin] + blocks[-1][end:])
         return _page(around, _Text(blocks, begin, end))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, ValueError):
         return None
 
 
@@ -117,7 +117,7 @@ class _Text(Records):
     def __init__(self, blocks: Sequence[bytes], begin: int, end: int) -> None:
         """The records from `begin` in the first block to `end` in the last one.
 
-        Raises msgspec.DecodeError when the first ones, or the last, are none.
+        Raises msgspec.DecodeError or ValueError when the first ones are none, or the last is not one record.
         """
         self._blocks, self._begin, self._end = blocks, begin, end
         first = next(self._cut())

@@ -1,6 +1,6 @@
 """How replies come in: as aiobotocore does it, but for GetRecords, whose bodies stay the blocks that were received.
 
-A page of records is a text of up to 14 MB. To join it from its blocks takes as long as a fifth of decoding it, and
+A page of records is a text of up to 14 MB. To join it from its blocks is to fetch all of it from memory once more, and
 whoever reads it (`tidegate.aws.records`) looks at one part after the other anyhow.
 """
 
