@@ -68,10 +68,10 @@ class _Nowhere:
 
     async def write(self, batch: Batch, counter: int) -> WriteResult:
         assert not batch.dead
-        self._taken[batch.shard_id] += len(batch.changes)
+        self._taken[batch.shard_id] += len(batch.events)
         if self._taken[batch.shard_id] == self._expected:
             self._holds[batch.shard_id].stop.set()
-        return WriteResult(applied=len(batch.changes))
+        return WriteResult(applied=len(batch.events))
 
     async def note(self, shard_id: str, counter: int, letter: DeadLetter) -> None:
         raise AssertionError(letter.message)
@@ -95,7 +95,7 @@ async def tidegate(url: str, shards: int, pages: int) -> float:
             decoder=Decoder((Parcel,)),
             breaker=Breaker(RejectSettings()),
             # A sink that keeps nothing has no use for large transactions, and some hundred events stay in a core's cache.
-            batch=BatchSettings(max_records=500),
+            batch=BatchSettings(max_records=250),
             settings=ConsumerSettings(),
             register=_nothing,
             get_lease=store.get,

@@ -20,7 +20,7 @@ import base64
 import hashlib
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import repeat
 from operator import itemgetter
@@ -307,6 +307,17 @@ class TypedChange(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag_field
         return EntityKey(self.shape.name, self.subject)
 
 
+class TypedChanges(NamedTuple):
+    """What some records hold, in their order, None in the place of a watermark or a quarantine record; `others` counts those.
+
+    `alike` has the changes of each kind.
+    """
+
+    events: list[TypedChange | None]
+    alike: Mapping[type[TypedChange], Sequence[TypedChange]]
+    others: int
+
+
 class _Watermark(msgspec.Struct, gc=False, tag_field="type", tag=_WATERMARK):
     pass
 
@@ -332,8 +343,8 @@ class TypedDecoder:
         every = (_Watermark, _Quarantine, *self._types.values())
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Union[every])  # noqa: UP007  (made at run time)
 
-    def decode(self, records: Sequence[bytes]) -> list[TypedChange | None] | None:
-        """The changes in their order, None in the place of a watermark or a quarantine record.
+    def decode(self, records: Sequence[bytes]) -> TypedChanges | None:
+        """What is in the records.
 
         Answers None, instead of raising, when any of the records is not plainly good: not an event, of another entity,
         or merely unusual. `decode` one by one then says which and why.
@@ -348,11 +359,8 @@ class TypedDecoder:
             return None
         if len(events) != len(records):
             return None
-        changes = events
-        if not {_Watermark, _Quarantine}.isdisjoint(map(type, events)):
-            changes = [event for event in events if isinstance(event, TypedChange)]
-            events = [event if isinstance(event, TypedChange) else None for event in events]
-        return events if _settle_versions(changes) else None
+        found = _told_apart(events)
+        return found if all(map(_settle_versions, found.alike.values())) else None
 
     def typed(self, event: ChangeEvent, data: Entity | None) -> TypedChange:
         """The same as TypedChange. Raises KeyError for an entity that the decoder does not know."""
@@ -367,6 +375,17 @@ class TypedDecoder:
             observed_at=event.observed_at,
             data=data,
         )
+
+
+def _told_apart(events: list[Any]) -> TypedChanges:
+    kinds: set[type] = set(map(type, events))
+    if len(kinds) == 1 and issubclass(kind := kinds.pop(), TypedChange):
+        return TypedChanges(events, {kind: events}, 0)
+    changes = [event if isinstance(event, TypedChange) else None for event in events]
+    alike: dict[type[TypedChange], list[TypedChange]] = {}
+    for change in filter(None, changes):
+        alike.setdefault(type(change), []).append(change)
+    return TypedChanges(changes, alike, changes.count(None))
 
 
 def _typed(cls: type[Entity], operation: Operation) -> type[TypedChange]:
@@ -405,8 +424,6 @@ def _are_objects(records: Sequence[bytes]) -> bool:
 
 def _settle_versions(changes: Sequence[TypedChange]) -> bool:
     """Replace the texts of the versions by their numbers, all at once; False when one is not written as ours are."""
-    if not changes:
-        return True
     # The type says Version; until here each is the text that stood on the wire.
     joined = _BETWEEN.join(cast("list[str]", [change.version for change in changes])).encode()
     # Nothing but digits and dots between the joints, so what JSON reads is one list of numbers for each text.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, overload
 
 from msgspec import Struct, field
 
@@ -35,6 +35,33 @@ class Record(Struct, frozen=True, gc=False, rename="pascal"):
         return Position(int(self.sequence_number), self.sub)
 
 
+class Part(Sequence[Record]):
+    """Records that stand together. `again` makes the same ones once more from what they came from, if that is kept."""
+
+    def __init__(self, records: Sequence[Record], again: Callable[[], Sequence[Record]] | None = None) -> None:
+        self._records: Sequence[Record] | None = records
+        self._again = again
+        self._count = len(records)
+
+    def let_go(self) -> None:
+        """Free their memory, if they can be made again, until somebody looks at them."""
+        if self._again is not None:
+            self._records = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Record]: ...
+    def __getitem__(self, at: int | slice) -> Record | Sequence[Record]:
+        if self._records is None:
+            assert self._again is not None
+            self._records = self._again()
+        return self._records[at]
+
+
 class Records(Iterable[Record]):
     """What one answer brought, in its order. `first` and `last` are None, and it is false, when that is nothing.
 
@@ -49,10 +76,10 @@ class Records(Iterable[Record]):
         if records:
             self.first, self.last = records[0], records[-1]
 
-    def parts(self) -> Iterator[Sequence[Record]]:
+    def parts(self) -> Iterator[Part]:
         """All of them, some at a time, no part empty. Raises Transient when what comes next turns out to be unreadable."""
         if self._known:
-            yield self._known
+            yield Part(self._known)
 
     @property
     def size_bytes(self) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import Any
 
 from tidegate import columns
+from tidegate.codec import TypedChange
 from tidegate.database import MIGRATE_HINT, Connection, Database, database_errors
 from tidegate.entity import EntityShape
 from tidegate.errors import Fatal, Rejected, Transient
@@ -174,9 +175,10 @@ class AuroraSink:
         """What writes the rows if nobody asks which became what; None when somebody does, or probably will."""
         if self._had_open or batch.dead:
             return None
-        if _wanted(batch.changes, self._routes) or parking.repeated(batch.changes, self._strict):
+        events = batch.events
+        if _wanted(events, self._routes) or parking.repeated(events, self._strict):
             return None
-        counting = Counting(self._statements, batch.changes)
+        counting = Counting(self._statements, events)
         batch.let_go()
         return counting
 
@@ -192,7 +194,7 @@ class AuroraSink:
         waiting: Sequence[Change] = ()
         if counting is None or has_open:
             changes, waiting = await self._in_order(connection, batch.changes, has_open=has_open)
-            result = await projection.write(changes, parking.repeated(changes, self._strict))
+            result = await projection.write(changes, parking.repeated(_events(changes), self._strict))
         else:
             result = await counting.write(connection)
         if marks := newest_marks(batch.marks):
@@ -294,12 +296,14 @@ class _Projection:
         waiting = list(changes)
         while waiting:
             before = len(self.refused), len(self.waiting)
-            newest = coalesce(waiting, whole | _wanted(waiting, self._routes))
+            events = _events(waiting)
+            newest = coalesce(events, whole | _wanted(events, self._routes))
             for entity, layers in newest.kept.items():
-                await self._write_layers(self._statements[entity], layers)
+                changes_of = [[waiting[place] for place in layer] for layer in layers]
+                await self._write_layers(self._statements[entity], changes_of)
             failed = {EntityKey(letter.entity or "", letter.key or "") for letter in self.refused[before[0] :]}
             late = {change.event.key for change in self.waiting[before[1] :]}
-            waiting = self._next_best(newest.dropped, failed | late)
+            waiting = self._next_best([waiting[place] for place in newest.dropped], failed | late)
             self._count(coalesced=len(newest.dropped) - len(waiting))
         return self._result
 
@@ -341,7 +345,7 @@ class _Projection:
             try:
                 # Translated here, so that only the savepoint is rolled back.
                 with database_errors("write rows"):
-                    written += _pairs(await self._connection.fetch(prepared.upsert, *prepared.rows(some)))
+                    written += _pairs(await self._connection.fetch(prepared.upsert, *prepared.rows(_events(some))))
             except Rejected as error:
                 await self._connection.execute(statements.BACK_TO_SAVEPOINT)
                 if len(some) == 1:
@@ -391,14 +395,16 @@ class _Projection:
     async def _same(self, prepared: EntityStatements, changes: Sequence[Change]) -> set[Any]:
         if not changes:
             return set()
-        return {key for (key,) in await self._connection.fetch(prepared.same, *prepared.versions(changes))}
+        return {key for (key,) in await self._connection.fetch(prepared.same, *prepared.versions(_events(changes)))}
 
     async def _fetch(self, prepared: EntityStatements, layers: Sequence[Sequence[Change]]) -> list[_Written]:
         if len(layers) == 1:
-            rows = await self._connection.fetch(prepared.upsert, *prepared.rows(layers[0]))
+            rows = await self._connection.fetch(prepared.upsert, *prepared.rows(_events(layers[0])))
         else:
             # Sent in one go, done one after the other.
-            rows = await self._connection.fetchmany(prepared.upsert, [prepared.rows(layer) for layer in layers])
+            rows = await self._connection.fetchmany(
+                prepared.upsert, [prepared.rows(_events(layer)) for layer in layers]
+            )
         return _pairs(rows)
 
     def _count(self, *, applied: int = 0, unchanged: int = 0, stale: int = 0, coalesced: int = 0) -> None:
@@ -406,11 +412,15 @@ class _Projection:
         self._result = WriteResult(*(one + other for one, other in zip(self._result, more, strict=True)))
 
 
-def _wanted(changes: Sequence[Change], routes: Routes) -> Set[EntityKey]:
+def _events(changes: Iterable[Change]) -> list[TypedChange]:
+    return [change.event for change in changes]
+
+
+def _wanted(events: Iterable[TypedChange], routes: Routes) -> Set[EntityKey]:
     """The rows with a change that a destination wants."""
     if not routes:
         return frozenset()
-    return {change.event.key for change in changes if routes.of(change.event)}
+    return {event.key for event in events if routes.of(event)}
 
 
 def _pairs(rows: Iterable[Sequence[Any]]) -> list[_Written]:

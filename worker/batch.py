@@ -8,10 +8,10 @@ versions of a key, one statement after the other, where a destination wants to b
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from enum import Enum
-from itertools import accumulate
+from itertools import accumulate, starmap
 from operator import lt
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -56,7 +56,7 @@ def typed_key(kind: Kind, text: str) -> Any:
 
 
 class Change(Struct, frozen=True, gc=False):
-    """A decoded change and the record it stood in."""
+    """A change and the record it stood in."""
 
     record: Record
     event: TypedChange
@@ -125,19 +125,32 @@ class Arrived(Struct, frozen=True):
         return self.record.position
 
 
-Item = Change | Mark | DeadLetter | Arrived
+Item = TypedChange | Mark | DeadLetter | Arrived
 DecodeAll = Callable[[Sequence[Record]], Sequence[Item]]
 """What makes one item of each record, always the same one."""
 
-_KINDS: tuple[type[Item], ...] = (Change, Mark, DeadLetter, Arrived)
+
+class Span(NamedTuple):
+    """Records that stand beside each other in `among`: those from `start` to before `stop`."""
+
+    among: Sequence[Record]
+    start: int
+    stop: int
+
+    def records(self) -> Sequence[Record]:
+        return self.among[self.start : self.stop]
 
 
 class Batch:
-    """What one transaction writes for one shard, up to and including `last`. `decode` is what made items of the records.
+    """What one transaction writes for one shard, up to and including `last`.
 
-    A change is some twenty objects beside its record. Once they are in the words of a statement they can be let go of: the
-    next records then get memory that is still in the processor's caches, which makes all steps a third quicker. Should
-    somebody look at the changes after that, as when the database has to be tried again, they are decoded once more.
+    `events` are its changes, and `spans` the records that those stood in, one for each. `decode` is what made items of the
+    records.
+
+    Nearly always the events are all that anybody wants to see: so the records are looked for only when somebody asks for
+    `changes`. An event is some twenty objects. Once they are in the words of a statement they can be let go of as well:
+    the next records then get memory that is still in the processor's caches, which makes all steps a third quicker. Should
+    somebody look at them after that, as when the database has to be tried again, they are decoded once more.
     """
 
     def __init__(
@@ -145,10 +158,11 @@ class Batch:
         *,
         shard_id: str,
         last: Position,
-        changes: tuple[Change, ...] = (),
-        marks: tuple[Mark, ...] = (),
-        dead: tuple[DeadLetter, ...] = (),
-        arrivals: tuple[Arrived, ...] = (),
+        events: Sequence[TypedChange] = (),
+        spans: Sequence[Span] = (),
+        marks: Sequence[Mark] = (),
+        dead: Sequence[DeadLetter] = (),
+        arrivals: Sequence[Arrived] = (),
         decode: DecodeAll | None = None,
     ) -> None:
         self.shard_id = shard_id
@@ -156,26 +170,30 @@ class Batch:
         self.marks = marks
         self.dead = dead
         self.arrivals = arrivals
-        self._changes = changes
+        self._events = events
+        self._spans = spans
         self._decode = decode
-        # Of the changes that were let go of.
-        self._records: list[Record] = []
-        self._count = len(changes)
+        self._count = len(events)
 
     @property
-    def changes(self) -> tuple[Change, ...]:
-        if self._records and self._decode is not None:
+    def events(self) -> Sequence[TypedChange]:
+        """The changes, without the records they stood in."""
+        if len(self._events) < self._count and self._decode is not None:
             # What a record becomes does not depend on the others, nor on when: each was a change, and is one again.
-            parts = [self._records[at : at + _AT_ONCE] for at in range(0, len(self._records), _AT_ONCE)]
-            items = [item for part in parts for item in self._decode(part)]
-            self._changes, self._records = tuple([item for item in items if isinstance(item, Change)]), []
-        return self._changes
+            items = [item for span in self._spans for item in self._decode(span.records())]
+            self._events = [item for item in items if isinstance(item, TypedChange)]
+        return self._events
+
+    @property
+    def changes(self) -> Sequence[Change]:
+        """The changes with their records. Made anew each time."""
+        records = [record for span in self._spans for record in span.records()]
+        return list(starmap(Change, zip(records, self.events, strict=True)))
 
     def let_go(self) -> None:
-        """Free the memory of the changes, as far as nobody else holds them."""
-        if self._changes and self._decode is not None:
-            self._records = [change.record for change in self._changes]
-            self._changes = ()
+        """Free the memory of the events, as far as nobody else holds them."""
+        if self._decode is not None:
+            self._events = ()
 
     @property
     def delivered(self) -> int:
@@ -226,6 +244,7 @@ class BatchBuilder:
 
     def _clear(self) -> None:
         self._items: list[Item] = []
+        self._spans: list[Span] = []
         self._size_bytes = 0
         self._opened_s: float | None = None
         self._last: Position | None = None
@@ -242,11 +261,13 @@ class BatchBuilder:
             raise ValueError(f"the positions up to {last} do not rise, or not from {self._last}")
         if self._opened_s is None:
             self._opened_s = now_s
+        stop = start + len(part)
         self._items += decode(part)
+        self._spans.append(Span(records, start, stop))
         self._decode = decode
         self._size_bytes += size_bytes
         self._last = last
-        return start + len(part)
+        return stop
 
     def _fitting(self, records: Sequence[Record], start: int) -> tuple[Sequence[Record], int]:
         """Some records and their bytes. The one that fills the batch is the last one in it."""
@@ -281,21 +302,24 @@ class BatchBuilder:
         """The batch so far; the builder starts anew. Raises ValueError when it is empty."""
         if self._last is None:
             raise ValueError("an empty batch has no position")
-        items: dict[type[Item], tuple[Any, ...]] = {Change: tuple(self._items)}
-        # Nearly all batches hold nothing but changes.
-        if set(map(type, self._items)) != {Change}:
-            items = {kind: tuple([item for item in self._items if type(item) is kind]) for kind in _KINDS}
-        batch = Batch(
-            shard_id=self._shard_id,
-            last=self._last,
-            changes=items[Change],
-            marks=items.get(Mark, ()),
-            dead=items.get(DeadLetter, ()),
-            arrivals=items.get(Arrived, ()),
-            decode=self._decode,
-        )
+        contents = self._changes() or self._sorted()
+        batch = Batch(shard_id=self._shard_id, last=self._last, decode=self._decode, **contents)
         self._clear()
         return batch
+
+    def _changes(self) -> dict[str, Any] | None:
+        """What the batch holds, if that is nothing but changes, as it nearly always is."""
+        kinds: set[type[Item]] = set(map(type, self._items))
+        if not all(issubclass(kind, TypedChange) for kind in kinds):
+            return None
+        return {"events": self._items, "spans": self._spans}
+
+    def _sorted(self) -> dict[str, Any]:
+        records = [record for span in self._spans for record in span.records()]
+        changed = [record for record, item in zip(records, self._items, strict=True) if isinstance(item, TypedChange)]
+        kinds = {"events": TypedChange, "marks": Mark, "dead": DeadLetter, "arrivals": Arrived}
+        found = {name: [item for item in self._items if isinstance(item, kind)] for name, kind in kinds.items()}
+        return {**found, "spans": [Span(changed, 0, len(changed))]}
 
 
 def _rise(records: Sequence[Record]) -> bool:
@@ -309,53 +333,46 @@ def _rise(records: Sequence[Record]) -> bool:
 
 
 class Coalesced(NamedTuple):
-    """`kept`: by entity, layers sorted by key, to be written one after the other. `dropped`: the others, as they came.
+    """Places in the events that were coalesced.
 
+    `kept`: by entity, layers sorted by key, to be written one after the other. `dropped`: the others, as they came.
     A layer has one change of a key; each further layer holds the next newer ones of some of the keys.
     """
 
-    kept: dict[str, list[list[Change]]]
-    dropped: list[Change]
+    kept: dict[str, list[list[int]]]
+    dropped: list[int]
 
 
-def coalesce(changes: Sequence[Change], whole: Set[EntityKey] = frozenset()) -> Coalesced:
+def coalesce(events: Sequence[TypedChange], whole: Set[EntityKey] = frozenset()) -> Coalesced:
     """Keep the newest version of each key; of two equal versions the first, as the table does.
 
     Of the keys in `whole` every version is kept. A destination wants to be told of one of them, and whether it changes
     anything only the table can say, when it has seen those before.
     Sorted by key, so that two workers that touch the same rows lock them in the same order. The first layer has all keys.
     """
-    if not whole and (alone := _each_alone(changes)) is not None:
+    if not whole and (alone := _each_alone(events)) is not None:
         return alone
-    newest: dict[EntityKey, Change] = {}
-    chains: dict[EntityKey, list[Change]] = {}
-    dropped: list[Change] = []
-    for change in changes:
-        key = change.event.key
-        known = newest.get(key)
+    newest: dict[EntityKey, int] = {}
+    chains: dict[EntityKey, list[int]] = {}
+    dropped: list[int] = []
+    for place, event in enumerate(events):
+        key = event.key
         if key in whole:
-            chains.setdefault(key, []).append(change)
-        elif known is None:
-            newest[key] = change
-        elif known.event.version < change.event.version:
-            newest[key] = change
+            chains.setdefault(key, []).append(place)
+        elif (known := newest.setdefault(key, place)) == place:
+            continue
+        elif events[known].version < event.version:
+            newest[key] = place
             dropped.append(known)
         else:
-            dropped.append(change)
-    kept: dict[str, list[list[Change]]] = {}
-    for change in newest.values():
-        _keep(kept, change, 0)
-    for chain in chains.values():
-        for layer, change in enumerate(_rising(chain, dropped)):
-            _keep(kept, change, layer)
-    for rows in (rows for layers in kept.values() for rows in layers):
-        rows.sort(key=lambda change: change.key)
-    return Coalesced(dict(sorted(kept.items())), dropped)
+            dropped.append(place)
+    layers = {key: [place] for key, place in newest.items()}
+    layers |= {key: _rising(events, chain, dropped) for key, chain in chains.items()}
+    return Coalesced(_layered(events, layers), dropped)
 
 
-def _each_alone(changes: Sequence[Change]) -> Coalesced | None:
+def _each_alone(events: Sequence[TypedChange]) -> Coalesced | None:
     """The quick answer where all are of one entity and no key comes twice, which is the rule."""
-    events = [change.event for change in changes]
     shapes = {event.shape.name: event.shape for event in {type(event): event for event in events}.values()}
     if len(shapes) != 1:
         return None
@@ -363,26 +380,31 @@ def _each_alone(changes: Sequence[Change]) -> Coalesced | None:
     keys: list[Any] = list(map(_TYPED_KEY[shape.key.kind], [event.subject for event in events]))
     if len(set(keys)) < len(keys):
         return None
-    in_order = sorted(range(len(keys)), key=keys.__getitem__)
-    return Coalesced({name: [[changes[place] for place in in_order]]}, [])
+    return Coalesced({name: [sorted(range(len(keys)), key=keys.__getitem__)]}, [])
 
 
-def _keep(kept: dict[str, list[list[Change]]], change: Change, layer: int) -> None:
-    layers = kept.setdefault(change.event.key.entity, [])
-    if layer == len(layers):
-        layers.append([])
-    layers[layer].append(change)
-
-
-def _rising(chain: list[Change], dropped: list[Change]) -> Iterator[Change]:
+def _rising(events: Sequence[TypedChange], chain: Sequence[int], dropped: list[int]) -> list[int]:
     """The changes of one key from the oldest version to the newest, each version once."""
-    last: Version | None = None
-    for change in sorted(chain, key=lambda change: change.event.version):
-        if change.event.version == last:
-            dropped.append(change)
+    rising: list[int] = []
+    for place in sorted(chain, key=lambda place: events[place].version):
+        if rising and events[rising[-1]].version == events[place].version:
+            dropped.append(place)
         else:
-            last = change.event.version
-            yield change
+            rising.append(place)
+    return rising
+
+
+def _layered(events: Sequence[TypedChange], chains: Mapping[EntityKey, Sequence[int]]) -> dict[str, list[list[int]]]:
+    """By entity: the first of each key's changes, then the second ones, and so on; each layer sorted by key."""
+    kept: dict[str, list[list[int]]] = {}
+    for key, chain in chains.items():
+        layers = kept.setdefault(key.entity, [])
+        layers += [[] for _ in chain[len(layers) :]]
+        for layer, place in zip(layers, chain, strict=False):
+            layer.append(place)
+    for layer in (layer for layers in kept.values() for layer in layers):
+        layer.sort(key=lambda place: typed_key(events[place].shape.key.kind, events[place].subject))
+    return dict(sorted(kept.items()))
 
 
 def newest_marks(marks: Iterable[Mark]) -> dict[str, Watermark]:

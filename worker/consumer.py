@@ -25,8 +25,8 @@ from tidegate import claim, telemetry
 from tidegate.errors import Superseded, Transient
 from tidegate.leases import Checkpoint, Hold, Lease, at
 from tidegate.letter import LetterKind
-from tidegate.record import Records
-from worker.batch import Batch, BatchBuilder, BatchLimits, BatchSize, DeadLetter, Position, Record
+from tidegate.record import Part, Records
+from worker.batch import Batch, BatchBuilder, BatchLimits, BatchSize, DeadLetter, Position
 from worker.dead_letter import Breaker
 from worker.ports import Claims, Delivery, RecordDecoder, RecordReader, Room, ShardState, Sink, WriteResult
 from worker.settings import BatchSettings, ConsumerSettings
@@ -180,18 +180,20 @@ class _Life:
         """Decode as many records as a batch takes; a full batch is written before the next record is looked at."""
         if gap := delivery.gap or self._overtaken(delivery) or await self._begun_late(delivery):
             await self._note_gap(gap)
-        async for records in self._resolved(delivery.records):
-            telemetry.RECORDS_READ.inc(len(records))
+        async for part in self._resolved(delivery.records):
+            telemetry.RECORDS_READ.inc(len(part))
+            is_inner = part[-1].sub > 0
             taken = 0
-            while taken < len(records):
-                taken = self._builder.fill(records, taken, self._shared.decoder.decode_all, _now_s())
+            while taken < len(part):
+                taken = self._builder.fill(part, taken, self._shared.decoder.decode_all, _now_s())
                 if self._builder.is_full:
                     await self._write_rest()
-            if records[-1].sub:
+            part.let_go()
+            if is_inner:
                 # They came out of an aggregate, which took its time; other shards and the renewals of leases want their turn.
                 await asyncio.sleep(0)
 
-    async def _resolved(self, records: Records) -> AsyncGenerator[Sequence[Record], None]:
+    async def _resolved(self, records: Records) -> AsyncGenerator[Part, None]:
         """The same records in their order; a reference alone, as what it stands for, so that only one is in memory."""
         claims = self._shared.claims
         for part in records.parts():
@@ -200,11 +202,11 @@ class _Life:
                 continue
             for is_reference, alike in groupby(part, lambda record: claim.is_claim(record.data)):
                 if not is_reference:
-                    yield list(alike)
+                    yield Part(list(alike))
                     continue
                 for record in alike:
                     fetch = partial(claims.fetch, record.data)
-                    yield [replace(record, data=await self._persist(fetch, "read a claim"))]
+                    yield Part([replace(record, data=await self._persist(fetch, "read a claim"))])
 
     def _overtaken(self, delivery: Delivery) -> str | None:
         """A gap when the horizon lies beyond the position of the database. Judged once, by the first record."""
@@ -261,12 +263,14 @@ class _Life:
         self._size.note(batch.size, _now_s() - began_s)
         self._builder.limit(self._size.records)
         for counter, count in zip(_WRITTEN, result, strict=True):
-            counter.inc(count)
+            if count:
+                counter.inc(count)
         if result.rejected:
             log.warning(telemetry.RECORDS_REJECTED, shard=batch.shard_id, count=result.rejected)
         if result.parked:
             log.warning(telemetry.RECORDS_PARKED, shard=batch.shard_id, count=result.parked)
-        self._shared.breaker.note(0, result.rejected - len(batch.dead), _now_s())
+        if undecided := result.rejected - len(batch.dead):
+            self._shared.breaker.note(0, undecided, _now_s())
 
     def _advance(self, reached: Position) -> None:
         """Tell the lease how far the database is; it is written with the next renewal, or when the lease is given up."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from tidegate.codec import TypedChange
 from tidegate.database import Connection
-from worker.batch import Change, coalesce
+from worker.batch import coalesce
 from worker.ports import WriteResult
 from worker.statements import EntityStatements
 
@@ -26,18 +27,18 @@ class _Rows(NamedTuple):
 class Counting:
     """The entity tables' part of one transaction: the newest version of each key.
 
-    Made before the transaction begins. The changes have been decoded just now and are still in the processor's caches; to
+    Made before the transaction begins. The events have been decoded just now and are still in the processor's caches; to
     look at them after some round trips, with other shards' work in between, costs more than twice as much. Nothing of them
     is kept.
     """
 
-    def __init__(self, prepared: Mapping[str, EntityStatements], changes: Sequence[Change]) -> None:
-        newest = coalesce(changes)
+    def __init__(self, prepared: Mapping[str, EntityStatements], events: Sequence[TypedChange]) -> None:
+        newest = coalesce(events)
         self._coalesced = len(newest.dropped)
         self._parts = [
-            _Rows(prepared[entity], len(rows), prepared[entity].rows(rows))
+            _Rows(prepared[entity], len(places), prepared[entity].rows([events[place] for place in places]))
             for entity, layers in newest.kept.items()
-            for rows in layers
+            for places in layers
         ]
 
     async def write(self, connection: Connection) -> WriteResult:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import msgspec
@@ -26,7 +26,7 @@ from tidegate.entity import Entity, Field, Kind, describe, tolerant
 from tidegate.errors import Rejected
 from tidegate.event import AnyChange, ChangeEvent, QuarantineRecord, StreamEvent, Watermark
 from tidegate.letter import LetterKind
-from worker.batch import Change, DeadLetter, Item, Mark, Position, Record
+from worker.batch import DeadLetter, Item, Mark, Position, Record
 
 _SOURCE_CHARACTERS = 512
 _NUMERIC_DIGITS = 131_072
@@ -57,24 +57,16 @@ class Decoder:
     def _quickly(self, records: Sequence[Record]) -> list[Item] | None:
         """None unless all are plainly good."""
         payloads = [record.data for record in records]
-        events = self._typed.decode(payloads)
-        if events is None:
+        read = self._typed.decode(payloads)
+        if read is None:
             return None
-        changes = list(filter(None, events))
-        if not self._are_plain(changes, max(map(len, payloads))):
-            return None
-        if len(changes) == len(records):
-            return list(map(Change, records, changes))
-        pairs = zip(records, events, strict=True)
-        return [self._carefully(record) if event is None else Change(record, event) for record, event in pairs]
-
-    def _are_plain(self, changes: Sequence[TypedChange], longest_bytes: int) -> bool:
-        kinds: set[type[TypedChange]] = set(map(type, changes))
-        for kind in kinds:
-            alike = changes if len(kinds) == 1 else [change for change in changes if type(change) is kind]
-            if not self._judges[kind.shape.name].are_plain(alike, longest_bytes):
-                return False
-        return True
+        longest_bytes = max(map(len, payloads))
+        for kind, changes in read.alike.items():
+            if not self._judges[kind.shape.name].are_plain(changes, longest_bytes):
+                return None
+        if not read.others:
+            return cast("list[Item]", read.events)
+        return [event or self._carefully(record) for record, event in zip(records, read.events, strict=True)]
 
     def _carefully(self, record: Record) -> Item:
         try:
@@ -99,7 +91,7 @@ class Decoder:
             if fault := _time_fault(time):
                 raise Rejected("invalid", f"the event's {name}: {fault}")
         entity = self._judges[event.key.entity].judged(event, record.data)
-        return Change(record, self._typed.typed(event, entity))
+        return self._typed.typed(event, entity)
 
 
 def rejected(

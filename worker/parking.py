@@ -22,6 +22,7 @@ from datetime import datetime
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+from tidegate.codec import TypedChange
 from tidegate.event import EntityKey, Version
 from tidegate.letter import NAME_CHARACTERS, storable
 from worker.batch import Change, DeadLetter, Position, Record
@@ -60,11 +61,11 @@ def strict_keys(changes: Iterable[Change], strict: Set[str]) -> list[EntityKey]:
     return [key for key in keys if key.entity in strict]
 
 
-def repeated(changes: Iterable[Change], strict: Set[str]) -> Set[EntityKey]:
+def repeated(events: Iterable[TypedChange], strict: Set[str]) -> Set[EntityKey]:
     """The keys of entities with strict order that have several changes: each must be tried, or a failure is passed over."""
     if not strict:
         return frozenset()
-    counts = Counter(change.event.key for change in changes if change.event.shape.name in strict)
+    counts = Counter(event.key for event in events if event.shape.name in strict)
     return {key for key, count in counts.items() if count > 1}
 
 
@@ -161,7 +162,9 @@ class Waited(NamedTuple):
         """`rows` are those of NEXT."""
         records = [Record(str(int(row["sequence_number"])), row["record"], row["sub_sequence"]) for row in rows]
         items = decode(records) if records else ()
-        changes = [item for item in takewhile(lambda item: isinstance(item, Change), items) if isinstance(item, Change)]
+        # As far as all are good.
+        pairs = takewhile(lambda pair: isinstance(pair[1], TypedChange), zip(records, items, strict=True))
+        changes = [Change(record, item) for record, item in pairs if isinstance(item, TypedChange)]
         failed = items[len(changes) : len(changes) + 1]
         tried = rows[: len(changes) + len(failed)]
         return cls(

@@ -9,7 +9,7 @@ reading has lost touch for so long, or is so far behind, that something unread m
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -17,7 +17,7 @@ from msgspec import Struct
 from tidegate import telemetry
 from tidegate.aws import ChildShard, RecordsPage
 from tidegate.leases.lease import AT_TIMESTAMP, LATEST, Checkpoint
-from tidegate.record import Position, Record, Records
+from tidegate.record import Part, Position, Record, Records
 from worker import kpl
 from worker.ports import Delivery
 from worker.shards import HashRange, Shard
@@ -191,28 +191,28 @@ class _UserRecords(Records):
     def size_bytes(self) -> int:
         return self._page.size_bytes
 
-    def parts(self) -> Iterator[Sequence[Record]]:
+    def parts(self) -> Iterator[Part]:
         for part in self._page.parts():
             for records in _apart(part, self._hash_range):
                 if self._after is None or records[0].position > self._after:
                     yield records
                 elif records[-1].position > self._after:
-                    yield [record for record in records if record.position > self._after]
+                    yield Part([record for record in records if record.position > self._after])
 
 
-def _apart(records: Sequence[Record], hash_range: HashRange | None) -> Iterator[Sequence[Record]]:
+def _apart(records: Part, hash_range: HashRange | None) -> Iterator[Part]:
     """Aggregates taken apart, some at a time, everything else as it is. Mostly there is no aggregate at all."""
-    if kpl.MAGIC[0] not in {record.data[0] for record in records if record.data}:
+    if kpl.MAGIC[0] not in {record.data[0] for record in records[:] if record.data}:
         yield records
         return
     found: list[Record] = []
     for record in records:
         found += _split(record, hash_range)
         if len(found) >= _AT_ONCE:
-            yield found
+            yield Part(found)
             found = []
     if found:
-        yield found
+        yield Part(found)
 
 
 def _end_of(record: Record) -> Position:

@@ -46,7 +46,7 @@ class Replays:
         Also None when there are open dead letters, which a row that stands there already may close, and when a newer
         holder has the shard. Raises Transient, Rejected, Fatal.
         """
-        if batch.shard_id not in self._shards or batch.dead or batch.marks or not batch.changes:
+        if batch.shard_id not in self._shards or batch.dead or batch.marks or not batch.events:
             return None
         look = _Look(self._statements, batch)
         batch.let_go()
@@ -65,11 +65,12 @@ class _Look:
 
     def __init__(self, prepared: Mapping[str, EntityStatements], batch: Batch) -> None:
         # Of a key the newest version tells for all.
-        newest = coalesce(batch.changes)
-        rows = {prepared[entity]: layers[0] for entity, layers in newest.kept.items()}
+        events = batch.events
+        newest = coalesce(events)
+        rows = {prepared[entity]: [events[place] for place in layers[0]] for entity, layers in newest.kept.items()}
         self.text = _statement([each.held for each in rows])
         self.place = batch.shard_id, batch.last.sequence, batch.last.sub
-        self.arguments = [each for statement, changes in rows.items() for each in statement.versions(changes)]
+        self.arguments = [each for statement, alike in rows.items() for each in statement.versions(alike)]
         self.count = sum(map(len, rows.values()))
         self.coalesced = len(newest.dropped)
 

@@ -14,6 +14,7 @@ from typing import Any
 from msgspec.structs import astuple
 
 from tidegate import tracking
+from tidegate.codec import TypedChange
 from tidegate.entity import EntityShape, Kind
 from tidegate.event import EntityKey, Version
 from tidegate.tables import VERSION_COLUMNS
@@ -55,9 +56,8 @@ class EntityStatements:
         self.held = _held(shape)
         self.same = _same(shape)
 
-    def rows(self, changes: Sequence[Change]) -> list[str]:
+    def rows(self, events: Sequence[TypedChange]) -> list[str]:
         """The arguments of `upsert` and `count`: one array for each column."""
-        events = [change.event for change in changes]
         entities = [event.data for event in events]
         gone = [entity is None for entity in entities]
         fields = [self._none if entity is None else astuple(entity) for entity in entities]
@@ -70,9 +70,8 @@ class EntityStatements:
         arrays.append(array([event.occurred_at for event in events]))
         return arrays
 
-    def versions(self, changes: Sequence[Change]) -> list[str]:
+    def versions(self, events: Sequence[TypedChange]) -> list[str]:
         """The arguments of `held` and `same`."""
-        events = [change.event for change in changes]
         versions = zip(*[event.version for event in events], strict=True)
         return [array([event.subject for event in events]), *map(array, versions)]
 

@@ -43,6 +43,7 @@ from tests.integration.worker_rows import (
     watermark,
 )
 from tidegate import codec, letters
+from tidegate.codec import TypedChange
 from tidegate.database import Database, DatabaseSettings, connect
 from tidegate.erasure import Erasure
 from tidegate.errors import Rejected, Superseded, Transient
@@ -52,7 +53,7 @@ from tidegate.letters import Selection
 from tidegate.replay import record_of
 from worker import dead_letter
 from worker.aurora import AuroraSink
-from worker.batch import Change, Item, Record
+from worker.batch import Item, Record
 from worker.decode import rejected
 from worker.drain import Drain
 from worker.ports import DrainStep, WriteResult
@@ -219,10 +220,10 @@ async def test_a_parked_change_that_no_release_can_read_any_more_is_a_failure_ag
         error = Rejected("invalid", "another release reads it otherwise")
         items = DECODER.decode_all(records)
         return [
-            rejected(item.position, item.event, item.data, stage="decode", error=error)
-            if isinstance(item, Change) and item.event.version == good(3).version
+            rejected(record.position, item, record.data, stage="decode", error=error)
+            if isinstance(item, TypedChange) and item.version == good(3).version
             else item
-            for item in items
+            for record, item in zip(records, items, strict=True)
         ]
 
     assert await Drain(world.sink, decode, DrainSettings()).round(asyncio.Event()) == 1

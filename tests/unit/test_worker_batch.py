@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -55,6 +55,15 @@ def change(key: str, version: int, number: int = 0, entity: str = "parcel") -> C
     return Change(record(number), TYPED.typed(event, Parcel(number=key)))
 
 
+def coalesced(
+    changes: Sequence[Change], whole: Set[EntityKey] = frozenset()
+) -> tuple[dict[str, list[list[Change]]], list[Change]]:
+    """What `coalesce` says of their events, in changes."""
+    kept, dropped = coalesce([each.event for each in changes], whole)
+    layers = {entity: [[changes[place] for place in layer] for layer in found] for entity, found in kept.items()}
+    return layers, [changes[place] for place in dropped]
+
+
 def letter(number: int) -> DeadLetter:
     return DeadLetter(position=Position(number, 0), stage="decode", reason="invalid", message="", payload=b"")
 
@@ -78,7 +87,7 @@ changes = st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 5), st.sam
 @given(changes)
 def test_one_newest_change_of_each_key_is_kept_and_no_record_disappears(drawn: list[tuple[str, int, str]]) -> None:
     given_changes = [change(key, version, number, entity) for number, (key, version, entity) in enumerate(drawn)]
-    kept, dropped = coalesce(given_changes)
+    kept, dropped = coalesced(given_changes)
     assert all(len(layers) == 1 for layers in kept.values())
     flat = [each for [rows] in kept.values() for each in rows]
     positions = [each.position for each in (*flat, *dropped)]
@@ -94,8 +103,8 @@ def test_one_newest_change_of_each_key_is_kept_and_no_record_disappears(drawn: l
 
 def test_of_two_equal_versions_the_first_is_kept_as_the_table_does() -> None:
     first, second = change("a", 1, 1), change("a", 1, 2)
-    assert coalesce([first, second]) == ({"parcel": [[first]]}, [second])
-    assert coalesce([first, second], {first.event.key}) == ({"parcel": [[first]]}, [second])
+    assert coalesced([first, second]) == ({"parcel": [[first]]}, [second])
+    assert coalesced([first, second], {first.event.key}) == ({"parcel": [[first]]}, [second])
 
 
 @given(changes, st.sets(st.sampled_from("abcde")))
@@ -104,7 +113,7 @@ def test_of_a_key_that_is_wanted_whole_every_version_stands_in_a_layer_of_its_ow
 ) -> None:
     given_changes = [change(key, version, number, entity) for number, (key, version, entity) in enumerate(drawn)]
     keys = {each.event.key for each in given_changes if each.key in whole}
-    kept, dropped = coalesce(given_changes, keys)
+    kept, dropped = coalesced(given_changes, keys)
     flat = [each for layers in kept.values() for rows in layers for each in rows]
     assert sorted(each.position for each in (*flat, *dropped)) == [each.position for each in given_changes]
     for key in keys:
@@ -121,20 +130,23 @@ def test_of_a_key_that_is_wanted_whole_every_version_stands_in_a_layer_of_its_ow
 
 def test_a_batch_closes_by_count() -> None:
     builder = BatchBuilder("shard-0", LIMITS)
-    items: list[Item] = [change("a", 1, 0), letter(1), mark(2)]
+    first = change("a", 1, 0)
+    items: list[Item] = [first.event, letter(1), mark(2)]
     for number, item in enumerate(items):
         assert not builder.is_full
         fill(builder, [record(number)], [item], float(number))
     assert builder.is_full
     batch = builder.close()
-    assert (batch.changes, batch.dead, batch.marks) == ((items[0],), (items[1],), (items[2],))
+    assert (batch.changes, batch.events) == ([first], [first.event])
+    assert (batch.dead, batch.marks) == ([items[1]], [items[2]])
     assert (batch.delivered, batch.last) == (2, Position(2, 0))
     assert builder.is_empty
     assert builder.due_s is None
 
 
 def test_changes_that_were_let_go_of_are_decoded_again() -> None:
-    items: list[Item] = [change("a", 1, 0), letter(1), change("b", 1, 2)]
+    first, last = change("a", 1, 0), change("b", 1, 2)
+    items: list[Item] = [first.event, letter(1), last.event]
     decoded: list[list[int]] = []
 
     def decode(records: Sequence[Record]) -> list[Item]:
@@ -145,19 +157,19 @@ def test_changes_that_were_let_go_of_are_decoded_again() -> None:
     builder.fill([record(number) for number in range(3)], 0, decode, 0.0)
     batch = builder.close()
     batch.let_go()
-    assert (batch.delivered, batch.size, batch.dead) == (3, 3, (items[1],))
+    assert (batch.delivered, batch.size, batch.dead) == (3, 3, [items[1]])
     assert decoded == [[0, 1, 2]]
-    assert batch.changes == batch.changes == (items[0], items[2])
+    assert batch.changes == batch.changes == [first, last]
     assert decoded == [[0, 1, 2], [0, 2]]
     batch.let_go()
-    assert (batch.delivered, batch.changes) == (3, (items[0], items[2]))
+    assert (batch.delivered, batch.events) == (3, [first.event, last.event])
 
 
 def test_a_batch_closes_by_bytes() -> None:
     builder = BatchBuilder("shard-0", LIMITS)
-    fill(builder, [record(0, 99)], [change("a", 1, 0)], 0.0)
+    fill(builder, [record(0, 99)], [change("a", 1, 0).event], 0.0)
     assert not builder.is_full
-    fill(builder, [record(1, 1)], [change("a", 2, 1)], 0.0)
+    fill(builder, [record(1, 1)], [change("a", 2, 1).event], 0.0)
     assert builder.is_full
 
 
@@ -208,7 +220,7 @@ def test_a_batch_keeps_within_its_bounds(least: int, most: int, commits: list[tu
 
 def test_a_limit_counts_for_the_batch_in_hand() -> None:
     builder = BatchBuilder("shard-0", LIMITS)
-    fill(builder, [record(0)], [change("a", 1, 0)], 0.0)
+    fill(builder, [record(0)], [change("a", 1, 0).event], 0.0)
     builder.limit(1)
     assert builder.is_full
 
@@ -216,8 +228,8 @@ def test_a_limit_counts_for_the_batch_in_hand() -> None:
 def test_a_batch_is_due_by_the_age_of_its_first_record() -> None:
     builder = BatchBuilder("shard-0", LIMITS)
     assert builder.due_s is None
-    fill(builder, [record(0)], [change("a", 1, 0)], 5.0)
-    fill(builder, [record(1)], [change("a", 1, 1)], 6.5)
+    fill(builder, [record(0)], [change("a", 1, 0).event], 5.0)
+    fill(builder, [record(1)], [change("a", 1, 1).event], 6.5)
     assert builder.due_s == 7.0
 
 

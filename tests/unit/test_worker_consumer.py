@@ -14,7 +14,7 @@ from tests.unit.test_worker_kpl import aggregate
 from tidegate.aws import RecordsPage
 from tidegate.errors import Fatal, Superseded, Transient
 from tidegate.leases import LATEST, SHARD_END, TRIM_HORIZON, Checkpoint, at
-from tidegate.record import Position, Record, Records
+from tidegate.record import Part, Position, Record, Records
 from worker.batch import Batch, Item
 from worker.decode import Decoder
 from worker.ports import Delivery, WriteResult
@@ -246,7 +246,7 @@ async def test_while_aggregates_are_taken_apart_others_have_their_turn() -> None
 class Torn(Records):
     """A page that turns out to be broken after its first part."""
 
-    def parts(self) -> Iterator[Sequence[Record]]:
+    def parts(self) -> Iterator[Part]:
         yield from super().parts()
         raise Transient("a page of records is not readable")
 

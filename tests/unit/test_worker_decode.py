@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate import codec
+from tidegate.codec import TypedChange
 from tidegate.entity import EVERYONE, Entity, Meta, Reader
 from tidegate.event import Cause, ChangeEvent, EntityKey, Operation, QuarantineRecord, Version, Watermark
 from tidegate.letter import LetterKind
@@ -62,12 +63,15 @@ def event(
     )  # fmt: skip
 
 
-def decode(given_event: ChangeEvent | Watermark | QuarantineRecord) -> Item:
+def decode(given_event: ChangeEvent | Watermark | QuarantineRecord) -> Item | Change:
     return read(codec.encode(given_event))
 
 
-def read(data: bytes) -> Item:
-    return DECODER.decode(Record("7", data))
+def read(data: bytes, decoder: Decoder = DECODER) -> Item | Change:
+    """The item; a change with the record it stood in."""
+    record = Record("7", data)
+    item = decoder.decode(record)
+    return Change(record, item) if isinstance(item, TypedChange) else item
 
 
 def test_a_payload_becomes_typed_values_in_the_order_of_the_fields() -> None:
@@ -167,7 +171,7 @@ def test_events_of_another_release_that_cannot_be_read_are_dead_letters(payload:
 @pytest.mark.parametrize(("sent", "value"), [(1.5, 1.5), (2, 2.0), ("1.5", None)])
 def test_a_float_is_read_from_numbers_and_not_from_decimals(sent: object, value: float | None) -> None:
     data = codec.encode(event({"id": "a", "ratio": sent}, "a", "scale"))
-    found = Decoder((Scale,)).decode(Record("7", data))
+    found = read(data, Decoder((Scale,)))
     if value is None:
         assert isinstance(found, DeadLetter)
     else:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate import codec
+from tidegate.codec import TypedChange
 from tidegate.entity import EVERYONE, Entity, Meta, Reader
 from tidegate.event import ChangeEvent
 from worker.batch import Change, DeadLetter, Item, Mark, Record
@@ -123,11 +124,11 @@ payloads = st.sampled_from(GOOD).map(msgspec.json.encode) | events() | damaged()
 
 def shown(item: Item) -> tuple[Any, ...]:
     """All that the worker asks of an item."""
-    if not isinstance(item, Change):
+    if not isinstance(item, TypedChange):
         return (type(item), item)
-    event = item.event
+    event, change = item, Change(Record("1", b""), item)
     return (
-        item.position, item.key, item.values, item.data, event.event_id, event.key, event.version, type(event.version),
+        type(event), change.key, change.values, event.event_id, event.key, event.version, type(event.version),
         event.operation, event.cause, event.source, event.occurred_at, event.observed_at,
     )  # fmt: skip
 
@@ -145,7 +146,7 @@ def test_a_number_beyond_all_bounds_in_a_field_that_nobody_knows_is_nobodys_faul
     for place in (b'"more":%s,"text"', b'"text":"6","more":%s,"text"'):
         known = msgspec.json.encode(GOOD[2])
         record = Record("1", known.replace(b'"text"', place % number.encode(), 1))
-        assert isinstance(DECODER.decode(record), Change)
+        assert isinstance(DECODER.decode(record), TypedChange)
         assert shown(DECODER._carefully(record)) == shown(DECODER.decode(record))
         event = codec.decode(record.data)
         assert isinstance(event, ChangeEvent)
@@ -176,8 +177,9 @@ def test_what_a_record_becomes_does_not_depend_on_its_neighbours(bodies: list[by
 def test_the_quick_way_takes_everything_that_is_good() -> None:
     found = DECODER._quickly(records([msgspec.json.encode(each) for each in GOOD]))
     assert found is not None
-    assert [type(item) for item in found] == [Change, Change, Change, Change, Change, Mark, DeadLetter]
-    [box, label, note] = [item for item in found[:3] if isinstance(item, Change)]
+    assert [isinstance(item, TypedChange) for item in found] == [True] * 5 + [False] * 2
+    assert [type(item) for item in found[5:]] == [Mark, DeadLetter]
+    [box, label, note] = [Change(Record("1", b""), item) for item in found[:3] if isinstance(item, TypedChange)]
     assert box.values is not None
     assert (box.values[:4], box.values[5]) == ((5, "n", "a", "red"), 1.0)
     assert (box.key, label.key, note.key) == (5, UUID(IDENTITY), "5")
@@ -190,8 +192,10 @@ def test_one_bad_record_among_many_stands_alone(count: int) -> None:
     good = msgspec.json.encode(GOOD[0])
     bodies = [good] * count + [b"poison"] + [good] * count
     found = DECODER.decode_all(records(bodies))
-    assert [number for number, item in enumerate(found) if not isinstance(item, Change)] == [count]
-    assert [item.position.sequence for item in found] == [10 + number for number in range(len(bodies))]
+    assert len(found) == len(bodies)
+    assert [number for number, item in enumerate(found) if not isinstance(item, TypedChange)] == [count]
+    [letter] = [item for item in found if isinstance(item, DeadLetter)]
+    assert letter.position.sequence == 10 + count
 
 
 @pytest.mark.parametrize(
@@ -221,7 +225,7 @@ def test_the_quick_way_reads_no_text_that_is_none_also_where_nobody_asks_for_it(
     whole = GOOD[0] | {place: BOX | {"unknown": "HERE"}}
     [record] = records([msgspec.json.encode(whole).replace(b"HERE", text)])
     assert shown(DECODER.decode(record)) == shown(DECODER._carefully(record))
-    assert isinstance(DECODER.decode(record), Change if text.decode(errors="ignore") else DeadLetter)
+    assert isinstance(DECODER.decode(record), TypedChange if text.decode(errors="ignore") else DeadLetter)
 
 
 def test_a_long_record_does_not_hide_a_decimal_without_end() -> None:
@@ -246,6 +250,6 @@ def test_versions_are_read_as_they_stand_or_not_at_all(texts: list[str]) -> None
     bodies = [msgspec.json.encode(GOOD[2] | {"tidegateversion": text}) for text in texts]
     found = decoder.decode(bodies)
     if found is not None and texts:
-        assert [codec.encode_version(event.version) for event in found if event is not None] == texts
+        assert [codec.encode_version(event.version) for event in found.events if event is not None] == texts
     else:
         assert not texts or any(text.count(".") != 4 or not text.replace(".", "").isdigit() for text in texts)

@@ -27,7 +27,7 @@ drawn = st.lists(st.tuples(names, st.integers(1, 9)), max_size=12)
 held = st.dictionaries(names, st.integers(1, 9))
 
 
-def changes(pairs: Sequence[tuple[str, int]]) -> tuple[Change, ...]:
+def changes(pairs: Sequence[tuple[str, int]]) -> Sequence[Change]:
     return batch(*(change(key, version, gadget(key)) for key, version in pairs)).changes if pairs else ()
 
 
@@ -82,7 +82,7 @@ def test_behind_a_raw_row_waits_what_was_read_no_earlier_and_stands_later(
 
 
 def test_only_keys_that_ask_and_come_several_times_are_tried_one_by_one() -> None:
-    some = changes([("A", 1), ("B", 1), ("A", 2)])
+    some = [each.event for each in changes([("A", 1), ("B", 1), ("A", 2)])]
     assert parking.repeated(some, STRICT) == {EntityKey("gadget", "A")}
     assert parking.repeated(some, frozenset()) == parking.repeated(some, frozenset({"counter"})) == set()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from msgspec import Struct, field
 from tidegate.aws.failures import aws_errors
 from tidegate.aws.puts import decode_puts
 from tidegate.errors import Transient
-from tidegate.record import Record, Records
+from tidegate.record import Part, Record, Records
 
 
 class HashKeyRange(Struct, frozen=True, rename="pascal"):
@@ -121,8 +122,8 @@ class _Text(Records):
         """
         self._blocks, self._begin, self._end = blocks, begin, end
         first = next(self._cut())
-        super().__init__(_decoded(first))
-        [self.last] = _decoded([memoryview(blocks[-1])[blocks[-1].rfind(_BETWEEN, 0, end) + 2 : end]])
+        super().__init__(_PART.decode(_joined(first)))
+        [self.last] = _PART.decode(_joined([memoryview(blocks[-1])[blocks[-1].rfind(_BETWEEN, 0, end) + 2 : end]]))
         # As if payloads made up as much of the rest.
         text_bytes = sum(map(len, blocks)) - begin - (len(blocks[-1]) - end)
         self._size_bytes = super().size_bytes * text_bytes // sum(map(len, first))
@@ -131,12 +132,11 @@ class _Text(Records):
     def size_bytes(self) -> int:
         return self._size_bytes
 
-    def parts(self) -> Iterator[Sequence[Record]]:
+    def parts(self) -> Iterator[Part]:
         for number, pieces in enumerate(self._cut()):
-            try:
-                yield _decoded(pieces) if number else self._known
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise Transient(f"a page of records is not readable: {error}") from error
+            text = _joined(pieces)
+            # The text stays with the part, and nobody else holds the records, so that it can let go of them.
+            yield Part(_read(text) if number else self._known, partial(_read, text))
 
     def _cut(self) -> Iterator[list[memoryview]]:
         """The text of some records after the other, without the commas between; each in as many pieces as blocks it is from."""
@@ -154,8 +154,16 @@ class _Text(Records):
         yield pieces
 
 
-def _decoded(pieces: Iterable[memoryview]) -> list[Record]:
-    return _PART.decode(b"".join((b"[", *pieces, b"]")))
+def _read(text: bytes) -> list[Record]:
+    """Raises Transient: to ask for the page again may help."""
+    try:
+        return _PART.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Transient(f"a page of records is not readable: {error}") from error
+
+
+def _joined(pieces: Iterable[memoryview]) -> bytes:
+    return b"".join((b"[", *pieces, b"]"))
 
 
 async def get_records(client: Any, iterator: str, limit: int, stream_arn: str | None = None) -> RecordsPage:

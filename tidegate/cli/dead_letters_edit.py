@@ -149,14 +149,16 @@ def _decode(bubble: Bubble, event: ChangeEvent) -> tuple[Sequence[Any], Any]:
     """The typed fields and the typed key, as the worker will see them. Raises Rejected."""
     # By name, because the kernel imports none of the programs.
     decode, batch = importlib.import_module("worker.decode"), importlib.import_module("worker.batch")
-    item = decode.Decoder(bubble.entities).decode(batch.Record("0", codec.encode(event)))
+    record = batch.Record("0", codec.encode(event))
+    item = decode.Decoder(bubble.entities).decode(record)
     if isinstance(item, batch.DeadLetter):
         raise Rejected(item.reason, item.message)
     # The decoder lets pass what a newer release may have written; a person who mistyped a name should know.
     shape = next(each for each in bubble.shapes if each.name == event.key.entity)
     if unknown := sorted(set(event.payload or {}) - {field.name for field in shape.fields}):
         raise Rejected("unknown_field", f"{shape.name} has no field {', '.join(unknown)}")
-    return item.values or (), item.key
+    change = batch.Change(record, item)
+    return change.values or (), change.key
 
 
 async def stored_version(connection: Connection, shape: EntityShape, key: Any) -> Version | None:

@@ -15,6 +15,7 @@ import msgspec
 from tidegate import bubble as bubbles
 from tidegate.bubble import Bubble
 from tidegate.cli import console
+from tidegate.codec import TypedChange
 from tidegate.errors import Fatal, Rejected
 from tidegate.inbound import Desk, Stamp
 
@@ -111,8 +112,8 @@ class _Judge:
         batch = self._batch
         record = batch.Record(sequence_number="1", data=raw)
         item = self._worker.decode(record)
-        if isinstance(item, batch.Change):
-            return str(item.event.key)
+        if isinstance(item, TypedChange):
+            return str(item.key)
         if isinstance(item, batch.Mark):
             return "any, to every shard by its explicit hash key"
         if item.reason and item.stage == "decode":
