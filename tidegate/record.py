@@ -19,20 +19,24 @@ class Record(Struct, frozen=True, gc=False, rename="pascal"):
     """One record as Kinesis sends it, or one user record out of an aggregate, which then has a `sub`.
 
     The sequence number stays the text that it came as: few records are ever asked for their position, and 56 digits
-    take time. The partition key is left out: events say themselves what they are of. `arrival` is when Kinesis accepted
-    it, in epoch seconds. The garbage collector does not track records (`gc=False`): they hold no containers, and pages
-    have thousands of them.
+    take time. The partition key is left out: events say themselves what they are of. The garbage collector does not track
+    records (`gc=False`): they hold no containers, and pages have thousands of them.
     """
 
     sequence_number: str
     data: bytes
     # Kinesis itself knows no such thing.
     sub: int = 0
-    arrival: float = field(name="ApproximateArrivalTimestamp", default=0.0)
 
     @property
     def position(self) -> Position:
         return Position(int(self.sequence_number), self.sub)
+
+
+class StampedRecord(Record, frozen=True, gc=False, rename="pascal"):
+    """A record with the time at which Kinesis accepted it, in epoch seconds, for the few who ask."""
+
+    arrival: float = field(name="ApproximateArrivalTimestamp", default=0.0)
 
 
 class Part(Sequence[Record]):
@@ -65,21 +69,29 @@ class Part(Sequence[Record]):
 class Records(Iterable[Record]):
     """What one answer brought, in its order. `first` and `last` are None, and it is false, when that is nothing.
 
-    There may be thousands, which need not all be objects at once: whoever handles them all takes `parts`.
+    `arrival` is when the first was accepted (epoch seconds), as far as it says so. There may be thousands of records,
+    which need not all be objects at once: whoever handles them all takes `parts`.
     """
 
     first: Record | None = None
     last: Record | None = None
+    arrival: float = 0.0
 
     def __init__(self, records: Sequence[Record] = ()) -> None:
         self._known = records
         if records:
             self.first, self.last = records[0], records[-1]
+        if isinstance(self.first, StampedRecord):
+            self.arrival = self.first.arrival
 
     def parts(self) -> Iterator[Part]:
         """All of them, some at a time, no part empty. Raises Transient when what comes next turns out to be unreadable."""
         if self._known:
             yield Part(self._known)
+
+    def stamped(self) -> Iterator[StampedRecord]:
+        """All that say when they were accepted. Raises as `parts` does."""
+        yield from (record for record in self._known if isinstance(record, StampedRecord))
 
     @property
     def size_bytes(self) -> int:

@@ -223,11 +223,10 @@ class _Life:
 
         Those before it, if there were any, are trimmed already, and nobody had read them.
         """
-        first = delivery.records.first
-        if first is None or not self._is_unread:
+        if not (self._is_unread and delivery.records):
             return None
         self._is_unread = False
-        ask = partial(self._shared.reader.is_at_the_edge, first.arrival)
+        ask = partial(self._shared.reader.is_at_the_edge, delivery.records.arrival)
         if not await self._persist(ask, "ask how long the stream keeps records"):
             return None
         return "nothing of the shard was read until its first records were about to be trimmed; some may be missing"

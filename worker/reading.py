@@ -184,7 +184,7 @@ class _UserRecords(Records):
         self._page = page
         self._hash_range = hash_range
         self._after = after
-        self.first, self.last = page.first, page.last
+        self.first, self.last, self.arrival = page.first, page.last, page.arrival
         self.end = _end_of(page.last) if page.last else None
 
     @property
@@ -229,5 +229,4 @@ def _split(record: Record, hash_range: HashRange | None) -> list[Record]:
         first, last = hash_range.start, hash_range.end
         # Aggregated before a reshard: it belongs to a sister, but only here will anybody see it.
         telemetry.RECORDS_OUTSIDE.inc(sum([not first <= each.hash_key <= last for each in inner]))
-    number, arrival = record.sequence_number, record.arrival
-    return [Record(number, each.data, sub, arrival) for sub, each in enumerate(inner)]
+    return [Record(record.sequence_number, each.data, sub) for sub, each in enumerate(inner)]

@@ -62,7 +62,9 @@ async def test_the_fast_decoder_agrees_with_the_stock_parser(monkeypatch: pytest
             stock = await stock_client.get_records(ShardIterator="it", Limit=100)
     assert fast.next_iterator == stock["NextShardIterator"] == "next"
     assert fast.millis_behind_latest == stock["MillisBehindLatest"] == 1200
-    assert [(record.sequence_number, record.data, pytest.approx(record.arrival)) for record in fast.records] == [
+    assert [
+        (record.sequence_number, record.data, pytest.approx(record.arrival)) for record in fast.records.stamped()
+    ] == [
         (
             record["SequenceNumber"],
             record["Data"],

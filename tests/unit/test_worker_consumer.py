@@ -14,7 +14,7 @@ from tests.unit.test_worker_kpl import aggregate
 from tidegate.aws import RecordsPage
 from tidegate.errors import Fatal, Superseded, Transient
 from tidegate.leases import LATEST, SHARD_END, TRIM_HORIZON, Checkpoint, at
-from tidegate.record import Part, Position, Record, Records
+from tidegate.record import Part, Position, Record, Records, StampedRecord
 from worker.batch import Batch, Item
 from worker.decode import Decoder
 from worker.ports import Delivery, WriteResult
@@ -204,7 +204,7 @@ async def test_from_the_horizon_the_position_of_the_database_must_be_there(first
 async def test_what_was_never_read_and_begins_where_the_stream_is_trimmed_may_have_a_gap(
     edge_s: float | None, position: Position | None, checkpoint: Checkpoint, gaps: int
 ) -> None:
-    first = Record("5", b"not an event", arrival=99.0)
+    first = StampedRecord("5", b"not an event", arrival=99.0)
     reader = ScriptedReader(delivery(behind=1), replace(delivery(behind=1), records=Records([first])), delivery(7))
     reader.edge_s = edge_s
     made = await world(reader, MemorySink(position), checkpoint)

@@ -23,7 +23,7 @@ from msgspec import Struct, field
 from tidegate.aws.failures import aws_errors
 from tidegate.aws.records import ChildShard, FastRecordsParser, FastRecordsParserFactory
 from tidegate.errors import Transient
-from tidegate.record import Record
+from tidegate.record import StampedRecord
 
 _LENGTH_BYTES = 4
 # The smallest frame: lengths and checksums, and nothing between.
@@ -37,7 +37,7 @@ class ShardEvent(Struct, frozen=True, rename="pascal"):
     """One SubscribeToShardEvent; without records it is a sign of life. `continuation` None: the shard's last."""
 
     # Stated in every event. What has none is another kind of event, and must not pass for the last of a shard.
-    records: list[Record]
+    records: list[StampedRecord]
     continuation: str | None = field(name="ContinuationSequenceNumber", default=None)
     millis_behind_latest: int = 0
     child_shards: list[ChildShard] | None = None

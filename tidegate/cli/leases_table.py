@@ -131,7 +131,7 @@ class Stream:
             async with asyncio.timeout(_SEARCH_S):
                 while iterator is not None:
                     page = await aws.get_records(self._client, iterator, _SEARCH_RECORDS)
-                    for record in page.records:
+                    for record in page.records.stamped():
                         if record.arrival >= time.timestamp():
                             # Sub-sequence numbers count from 0: this is before the record's first one.
                             return at(record.sequence_number, -1)

@@ -48,9 +48,8 @@ class Checkpoint(Struct, frozen=True, gc=False):
         return self.position == "SHARD_END"
 
     def _rank(self) -> tuple[int, int, int]:
-        if self.is_number:
-            return _NUMBER_RANK, int(self.position), self.sub_sequence
-        return _WORD_RANK[self.position], 0, 0
+        word = _WORD_RANK.get(self.position)
+        return (_NUMBER_RANK, int(self.position), self.sub_sequence) if word is None else (word, 0, 0)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Checkpoint) and self._rank() == other._rank()
