@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from enum import Enum
-from itertools import accumulate, starmap
+from itertools import accumulate
 from operator import lt
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -137,15 +137,12 @@ class Span(NamedTuple):
     start: int
     stop: int
 
-    def records(self) -> Sequence[Record]:
-        return self.among[self.start : self.stop]
-
 
 class Batch:
     """What one transaction writes for one shard, up to and including `last`.
 
-    `events` are its changes, and `spans` the records that those stood in, one for each. `decode` is what made items of the
-    records.
+    `events` are its changes, `spans` the records, and `places` say which of those the changes stood in; None: in all of
+    them. `decode` is what made items of the records.
 
     Nearly always the events are all that anybody wants to see: so the records are looked for only when somebody asks for
     `changes`. An event is some twenty objects. Once they are in the words of a statement they can be let go of as well:
@@ -160,6 +157,7 @@ class Batch:
         last: Position,
         events: Sequence[TypedChange] = (),
         spans: Sequence[Span] = (),
+        places: Sequence[int] | None = None,
         marks: Sequence[Mark] = (),
         dead: Sequence[DeadLetter] = (),
         arrivals: Sequence[Arrived] = (),
@@ -172,6 +170,7 @@ class Batch:
         self.arrivals = arrivals
         self._events = events
         self._spans = spans
+        self._places = places
         self._decode = decode
         self._count = len(events)
 
@@ -180,15 +179,22 @@ class Batch:
         """The changes, without the records they stood in."""
         if len(self._events) < self._count and self._decode is not None:
             # What a record becomes does not depend on the others, nor on when: each was a change, and is one again.
-            items = [item for span in self._spans for item in self._decode(span.records())]
+            records = self._records()
+            parts = [records[at : at + _AT_ONCE] for at in range(0, len(records), _AT_ONCE)]
+            items = [item for part in parts for item in self._decode(part)]
             self._events = [item for item in items if isinstance(item, TypedChange)]
         return self._events
 
     @property
     def changes(self) -> Sequence[Change]:
         """The changes with their records. Made anew each time."""
-        records = [record for span in self._spans for record in span.records()]
-        return list(starmap(Change, zip(records, self.events, strict=True)))
+        records = self._records()
+        if self._places is not None:
+            records = [records[place] for place in self._places]
+        return [Change(record, event) for record, event in zip(records, self.events, strict=True)]
+
+    def _records(self) -> list[Record]:
+        return [record for span in self._spans for record in span.among[span.start : span.stop]]
 
     def let_go(self) -> None:
         """Free the memory of the events, as far as nobody else holds them."""
@@ -303,23 +309,19 @@ class BatchBuilder:
         if self._last is None:
             raise ValueError("an empty batch has no position")
         contents = self._changes() or self._sorted()
-        batch = Batch(shard_id=self._shard_id, last=self._last, decode=self._decode, **contents)
+        batch = Batch(shard_id=self._shard_id, last=self._last, spans=self._spans, decode=self._decode, **contents)
         self._clear()
         return batch
 
     def _changes(self) -> dict[str, Any] | None:
         """What the batch holds, if that is nothing but changes, as it nearly always is."""
         kinds: set[type[Item]] = set(map(type, self._items))
-        if not all(issubclass(kind, TypedChange) for kind in kinds):
-            return None
-        return {"events": self._items, "spans": self._spans}
+        return {"events": self._items} if all(issubclass(kind, TypedChange) for kind in kinds) else None
 
     def _sorted(self) -> dict[str, Any]:
-        records = [record for span in self._spans for record in span.records()]
-        changed = [record for record, item in zip(records, self._items, strict=True) if isinstance(item, TypedChange)]
         kinds = {"events": TypedChange, "marks": Mark, "dead": DeadLetter, "arrivals": Arrived}
         found = {name: [item for item in self._items if isinstance(item, kind)] for name, kind in kinds.items()}
-        return {**found, "spans": [Span(changed, 0, len(changed))]}
+        return {**found, "places": [at for at, item in enumerate(self._items) if isinstance(item, TypedChange)]}
 
 
 def _rise(records: Sequence[Record]) -> bool:

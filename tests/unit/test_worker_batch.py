@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tidegate import codec
 from tidegate.entity import EVERYONE, Entity, Meta, Reader
 from tidegate.event import Cause, ChangeEvent, EntityKey, Operation, Version, Watermark
+from tidegate.record import Part
 from worker.batch import (
     BatchBuilder,
     BatchLimits,
@@ -160,9 +161,28 @@ def test_changes_that_were_let_go_of_are_decoded_again() -> None:
     assert (batch.delivered, batch.size, batch.dead) == (3, 3, [items[1]])
     assert decoded == [[0, 1, 2]]
     assert batch.changes == batch.changes == [first, last]
-    assert decoded == [[0, 1, 2], [0, 2]]
+    assert decoded == [[0, 1, 2], [0, 1, 2]]
     batch.let_go()
     assert (batch.delivered, batch.events) == (3, [first.event, last.event])
+
+
+def test_the_records_of_changes_are_read_again_from_where_they_came() -> None:
+    made: list[int] = []
+
+    def again() -> list[Record]:
+        made.append(1)
+        return [record(number) for number in range(4)]
+
+    part = Part(again(), again)
+    expected = [change(name, 1, number) for number, name in enumerate("abcd")]
+    builder = BatchBuilder("shard-0", LIMITS)
+    assert builder.fill(part, 0, lambda some: [each.event for each in expected[: len(some)]], 0.0) == 3
+    first = builder.close()
+    assert builder.fill(part, 3, lambda some: [expected[3].event], 0.0) == 4
+    second = builder.close()
+    part.let_go()
+    assert (first.events, second.events, len(made)) == ([each.event for each in expected[:3]], [expected[3].event], 1)
+    assert ([*first.changes, *second.changes], len(made)) == (expected, 2)
 
 
 def test_a_batch_closes_by_bytes() -> None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator
 
 import pytest
 from msgspec.structs import replace
 
 from tests.fakes.shard_life import CHILDREN, PARENT, MemorySink, ScriptedReader, delivery, until, working, world
-from tests.unit.test_worker_kpl import aggregate
-from tidegate.aws import RecordsPage
 from tidegate.errors import Fatal, Superseded, Transient
 from tidegate.leases import LATEST, SHARD_END, TRIM_HORIZON, Checkpoint, at
-from tidegate.record import Part, Position, Record, Records, StampedRecord
-from worker.batch import Batch, Item
-from worker.decode import Decoder
+from tidegate.record import Position, Records, StampedRecord
+from worker.batch import Batch
 from worker.ports import Delivery, WriteResult
-from worker.reading import Reading, StartTimes
 from worker.settings import BatchSettings, RejectSettings
 from worker.shards import HashRange, Shard, lease_of
 
@@ -211,59 +206,6 @@ async def test_what_was_never_read_and_begins_where_the_stream_is_trimmed_may_ha
     async with working(made):
         await until(lambda: bool(made.sink.batches) and made.sink.positions[-1] == 7)
     assert [(note.position, note.reason) for note in made.sink.notes] == [(Position(0, -1), "gap")] * gaps
-
-
-class _Turns:
-    """A decoder that notes at which turn of the event loop it was asked."""
-
-    def __init__(self) -> None:
-        self.turn = 0
-        self.seen: list[int] = []
-
-    async def count(self) -> None:
-        while True:
-            self.turn += 1
-            await asyncio.sleep(0)
-
-    def decode_all(self, records: Sequence[Record]) -> list[Item]:
-        self.seen.append(self.turn)
-        return Decoder(()).decode_all(records)
-
-
-async def test_while_aggregates_are_taken_apart_others_have_their_turn() -> None:
-    page = Records([Record(str(number), aggregate([("key", None, b"x")] * 500)) for number in range(1, 19)])
-    given = Reading("shard-0", TRIM_HORIZON, StartTimes(0.0)).deliver(RecordsPage(page, "next", 0), None)
-    made = await world(ScriptedReader(given), batch=BatchSettings(least_records=100_000, max_records=100_000))
-    turns = _Turns()
-    made.consumer = dataclasses.replace(made.consumer, decoder=turns)
-    counting = asyncio.create_task(turns.count())
-    async with working(made):
-        await until(lambda: len(made.sink.positions) == 9_000)
-    counting.cancel()
-    assert len(set(turns.seen)) >= 9
-
-
-class Torn(Records):
-    """A page that turns out to be broken after its first part."""
-
-    def parts(self) -> Iterator[Part]:
-        yield from super().parts()
-        raise Transient("a page of records is not readable")
-
-
-async def test_what_comes_before_the_broken_part_of_a_page_is_no_more_checkpointed_than_written() -> None:
-    given = delivery(5, 6, behind=1)
-    torn = replace(given, records=Torn(list(given.records)))
-    made = await world(ScriptedReader(delivery(4, behind=1), torn), batch=BatchSettings(max_records=1))
-    with pytest.RaisesGroup(Transient):
-        await made.run()
-    assert made.sink.positions == [4, 5, 6]
-    assert made.checkpoint == at("6")
-    made = await world(ScriptedReader(torn))
-    with pytest.RaisesGroup(Transient):
-        await made.run()
-    assert made.sink.positions == []
-    assert made.checkpoint == TRIM_HORIZON
 
 
 async def test_two_gaps_of_one_life_are_two_letters() -> None:
