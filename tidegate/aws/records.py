@@ -64,7 +64,7 @@ class _Reply(Struct, rename="pascal"):
 
 _REPLY = msgspec.json.Decoder(_Reply)
 Found = TypeVar("Found", bound=Record)
-# When a record was accepted is looked at in few of them, and takes a tenth of their time.
+# When a record was accepted is looked at in few of them, and takes a sixteenth of their time.
 _PART = msgspec.json.Decoder(list[Record])
 _STAMPED = msgspec.json.Decoder(list[StampedRecord])
 _PART_BYTES = 256 * 1024
